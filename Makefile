@@ -1,0 +1,78 @@
+# `make` lists the targets. A Python of 3.11 or newer, its pip and GNU make are all it takes.
+
+PYTHON ?= python3
+UV ?= uv
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+# What the lock names and nothing else: known hashes, no builds from source.
+LOCKED := --require-hashes --no-deps --only-binary :all:
+EDITABLE := --no-build-isolation --no-deps --editable .
+COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
+	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-faults bench-console lint format lock schema wheel clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+run: $(VENV)/.runtime ## Start console and API on http://localhost:8501
+	@exec $(BIN)/tokenlib serve
+
+test: $(VENV)/.dev lint ## Run every check and every test, but not the faults
+	@$(BIN)/pytest -n 2 --dist loadfile --ignore=tests/faults
+
+test-%: $(VENV)/.dev ## Run one folder of tests: make test-unit, make test-browser
+	@$(BIN)/pytest -n 2 --dist loadfile tests/$*
+
+test-faults: $(VENV)/.dev ## Break the database under load, and print what happened
+	@$(BIN)/pytest --session-timeout=250 tests/faults
+
+bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some minutes
+	@$(BIN)/python -m tests.benchmarks.console
+
+lint: $(VENV)/.dev ## Check style, types and imports
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy --no-error-summary .
+	@$(BIN)/lint-imports >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+
+format: $(VENV)/.dev ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+lock: ## Pin the dependencies; with UPGRADE=--upgrade, newer ones (needs uv)
+	$(COMPILE) $(UPGRADE) --output-file requirements.lock
+	$(COMPILE) $(UPGRADE) --group dev --constraint requirements.lock --output-file requirements-dev.lock
+
+schema: $(VENV)/.dev ## Write down the schema that doctor compares with, after a change of it
+	@$(BIN)/python -m tests.schema_snapshot
+
+wheel: $(VENV)/.runtime ## Build the wheel into dist/
+	@$(BIN)/hatchling build --target wheel
+
+clean: ## Remove environment, caches and build results; the data stay
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "tokenlib needs Python 3.11 or newer, and $(PYTHON) \
+	was not found. Name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("tokenlib needs Python \
+	3.11 or newer, and $(PYTHON) is %d.%d. Name another: make PYTHON=/path/to/python3" % v)'
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created requirements.lock pyproject.toml
+	@echo "Installing the locked packages into $(VENV), once. This takes a minute or two."
+	@$(PIP) $(LOCKED) -r requirements.lock
+	@$(PIP) $(EDITABLE)
+	@touch $@
+
+# The development lock contains the runtime lock, so one install serves both stamps.
+$(VENV)/.dev: $(VENV)/.created requirements-dev.lock pyproject.toml
+	@echo "Installing the locked packages and tools into $(VENV), once. This takes a minute or two."
+	@$(PIP) $(LOCKED) -r requirements-dev.lock
+	@$(PIP) $(EDITABLE)
+	@touch $(VENV)/.runtime $@

@@ -1,0 +1,15 @@
+"""The console at / and the API at /api, one process: `streamlit run app.py` or `tokenlib serve`."""
+
+import streamlit as st
+from starlette.routing import Mount
+
+from tokenlib.api import create_app
+from tokenlib.console import process, refusals
+
+api = create_app(process.gate.tokens, process.settings_or_exit())
+app = st.App(
+    process.FRAME,
+    routes=[Mount("/api", app=api)],
+    lifespan=process.lifespan,
+    on_script_error=refusals.unexpected,
+)

@@ -1,0 +1,282 @@
+"""How fast the console is: `make bench-console` on a quiet machine.
+
+One browser, one server on demo data in a folder of its own. Each page is timed from the click in
+the menu to the last change of the page, and from a cold start (empty cache) to the last change,
+beside a page of one line of text in the same browser. Then the same for Organizations after
+100,000 of them were added. Prints a table and writes build/bench-console.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psycopg
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.browser.conftest import ARGUMENTS, CHROMIUM, ROOT
+from tokenlib.config import Settings
+from tokenlib.tokens import connect
+
+ROUNDS = 5
+MANY = 100_000
+QUIET = 600
+"""Milliseconds without a change of the page, after which it counts as complete."""
+WAIT = 60_000
+CLICK_AIM, COLD_AIM = 2.0, 1.5
+RESULT = ROOT / "build" / "bench-console.json"
+VIEWS = {
+    "overview": "Overview",
+    "organizations": "Organizations",
+    "usage": "Usage",
+    "spenders": "Top spenders",
+    "health": "Health",
+    "settings": "Settings",
+    "quests": "Quests",
+    "features": "Other AI features",
+}
+START = "overview"
+LINES = """
+import streamlit as st
+st.set_page_config(layout="wide")
+def one(): st.title("One"); st.write("A line of text.")
+def two(): st.title("Two"); st.write("Another line of text.")
+st.navigation([st.Page(one, title="One", default=True), st.Page(two, title="Two")]).run()
+"""
+# Notes when somebody last did something, and when the page last changed.
+WATCH = """
+window.lastChange = 0; window.lastAct = 0;
+new MutationObserver(() => { window.lastChange = performance.now(); }).observe(
+    document, {subtree: true, childList: true, attributes: true, characterData: true});
+for (const kind of ["pointerdown", "input"])
+    document.addEventListener(kind, () => { window.lastAct = performance.now(); }, true);
+"""
+ORGANIZATIONS = """
+with made as (
+    insert into organizations (id, name, plan)
+    select gen_random_uuid(), 'Sample company ' || lpad(n::text, 6, '0'),
+        (array['starter', 'pro', 'enterprise'])[1 + n %% 3]
+    from generate_series(1, %s) n returning id, name
+), people as (
+    insert into user_profiles (id, organization_id, full_name, email)
+    select gen_random_uuid(), id, 'Sample person',
+        'person' || right(name, 6) || '@example.org' from made
+)
+insert into ai_tokens (organization_id, token_type, balance, total_used, total_allocated,
+    refresh_date)
+select id, t.token_type, 100 - right(name, 2)::int, right(name, 2)::int, 100,
+    now() + interval '20 days'
+from made cross join ai_token_types t where t.token_type <> 'shared'
+"""
+
+
+@contextmanager
+def served(script: Path, folder: Path) -> Iterator[str]:
+    """`streamlit run` of a script on a free port; stopped afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: text for name, text in os.environ.items() if "TOKENLIB_" not in name}
+    environment["TOKENLIB_DATA_DIR"] = str(folder / "data")
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
+    with (folder / f"{script.stem}.log").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, process_group=0
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 180
+        while not _answers(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit((folder / f"{script.stem}.log").read_text())
+            time.sleep(0.2)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urlopen(f"{address}/_stcore/health", timeout=5) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+@contextmanager
+def tab(browser: Browser) -> Iterator[Page]:
+    """A tab with an empty cache that watches itself."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context.set_default_timeout(WAIT)
+    context.add_init_script(WATCH)
+    yield context.new_page()
+    context.close()
+
+
+def complete(page: Page, title: str) -> float:
+    """Wait until the page with this title is complete; when it last changed, in milliseconds."""
+    expect(page.get_by_role("heading", name=title, exact=True, level=1)).to_be_visible(timeout=WAIT)
+    page.wait_for_function(
+        "quiet => document.querySelector('[data-testid=stApp][data-test-script-state=notRunning]')"
+        " && !document.querySelector('[data-testid=stSkeleton]')"
+        " && performance.now() - window.lastChange > quiet",
+        arg=QUIET,
+    )
+    return float(page.evaluate("window.lastChange"))
+
+
+def acted(page: Page, title: str, act: Callable[[], object]) -> float:
+    """Milliseconds from what somebody does to the last change of the page that follows."""
+    act()
+    return complete(page, title) - float(page.evaluate("window.lastAct"))
+
+
+def cold(browser: Browser, address: str, title: str) -> float:
+    """Milliseconds from opening an address with an empty cache to the last change."""
+    with tab(browser) as page:
+        page.goto(address)
+        return complete(page, title)
+
+
+def menu(page: Page, title: str) -> Callable[[], None]:
+    return page.get_by_test_id("stSidebarNav").get_by_text(title, exact=True).click
+
+
+def switched(browser: Browser, address: str, start: str, titles: list[str]) -> dict[str, float]:
+    """For each page, the median from a click in the menu to the last element, warm."""
+    times: dict[str, list[float]] = {title: [] for title in titles}
+    with tab(browser) as page:
+        page.goto(address)
+        complete(page, start)
+        for number in range(ROUNDS + 1):
+            for title in titles:
+                if title == page.get_by_role("heading", level=1).first.inner_text():
+                    other = next(name for name in [start, *titles] if name != title)
+                    acted(page, other, menu(page, other))
+                taken = acted(page, title, menu(page, title))
+                if number:  # the first round warms up
+                    times[title].append(taken)
+    return {title: median(taken) for title, taken in times.items()}
+
+
+def many(browser: Browser, address: str) -> dict[str, float]:
+    """What somebody does on Organizations, in milliseconds; a search waits 300 of them itself."""
+    title = "Organizations"
+    with tab(browser) as page:
+        page.goto(f"{address}/organizations")
+        complete(page, title)
+        search = page.get_by_test_id("stMain").get_by_placeholder("Name, member e-mail or id")
+        anywhere = page.get_by_placeholder("Name, e-mail or id")
+
+        def sort(by: str) -> Callable[[], None]:
+            def act() -> None:
+                page.get_by_test_id("stSelectbox").filter(has_text="Sort by").locator(
+                    "input"
+                ).click()
+                page.get_by_role("option", name=by, exact=True).click()
+
+            return act
+
+        steps: dict[str, Callable[[], object]] = {
+            "search by name": lambda: search.fill("company 0777"),
+            "search by e-mail": lambda: search.fill("person012345@example"),
+            "clear the search": lambda: search.fill(""),
+            "next page": lambda: (
+                page.get_by_test_id("stPagination").get_by_text("2", exact=True).click()
+            ),
+            "sort by lowest level": sort("Lowest level"),
+            "sort by most used": sort("Most used"),
+            "find from the sidebar": lambda: anywhere.fill("company 04242"),
+        }
+        return {name: acted(page, title, act) for name, act in steps.items()}
+
+
+def load(folder: Path) -> None:
+    """Add the organizations as the owner, past the gate: figures to list, not books to close."""
+    with connect(settings=Settings(data_dir=folder / "data")) as tokens:
+        owner = tokens.database.url.set(drivername="postgresql", username="tokenlib_owner")
+        with psycopg.connect(owner.render_as_string(hide_password=False), autocommit=True) as db:
+            db.execute(ORGANIZATIONS, (MANY,))
+            db.execute("analyze")
+
+
+def report(result: dict[str, Any]) -> str:
+    """The figures as a table, and what falls short."""
+    line = result["one_line"]
+    lines = [
+        f"Load average {result['load_average']:.1f} on {os.cpu_count()} cores.\n",
+        f"{'page':24}{'click':>10}{'ratio':>8}{'cold':>10}{'ratio':>8}",
+        f"{'one line of text':24}{line['click']:>7.0f} ms{'':8}{line['cold']:>7.0f} ms",
+    ]
+    short = []
+    for title, found in result["pages"].items():
+        click, start = found["click"] / line["click"], found["cold"] / line["cold"]
+        lines.append(
+            f"{title:24}{found['click']:>7.0f} ms{click:>7.1f}x"
+            f"{found['cold']:>7.0f} ms{start:>7.1f}x"
+        )
+        short += [f"{title}, click: {click:.1f}x"] if click > CLICK_AIM else []
+        short += [f"{title}, cold: {start:.1f}x"] if start > COLD_AIM else []
+    lines += [
+        f"\nAims: click {CLICK_AIM}x, cold {COLD_AIM}x. Short: {'; '.join(short) or 'none'}.",
+        f"\nOrganizations with {MANY:,} of them:",
+        *(f"  {name:24}{taken:>7.0f} ms" for name, taken in result["many"].items()),
+        f"\nWritten to {RESULT.relative_to(ROOT)}.\n",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    result: dict[str, Any] = {"load_average": os.getloadavg()[0]}
+    folder = Path(tempfile.mkdtemp(prefix="tokenlib-bench-"))
+    folder.chmod(0o711)  # when root runs, the database's user passes through
+    (folder / "lines.py").write_text(LINES)
+    try:
+        with (
+            sync_playwright() as playwright,
+            served(folder / "lines.py", folder) as lines,
+            served(ROOT / "app.py", folder) as console,
+        ):
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+            clicks = switched(browser, lines, "One", ["Two"])
+            starts = [cold(browser, lines, "One") for _ in range(ROUNDS)]
+            result["one_line"] = {"click": clicks["Two"], "cold": median(starts)}
+            clicks = switched(browser, console, VIEWS[START], list(VIEWS.values()))
+            result["pages"] = {
+                title: {
+                    "click": clicks[title],
+                    "cold": median(
+                        cold(browser, f"{console}/{'' if path == START else path}", title)
+                        for _ in range(ROUNDS)
+                    ),
+                }
+                for path, title in VIEWS.items()
+            }
+            load(folder)
+            result["many"] = many(browser, console)
+            browser.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    sys.stdout.write(report(result))
+
+
+if __name__ == "__main__":
+    main()

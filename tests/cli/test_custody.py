@@ -1,0 +1,78 @@
+"""anchor, verify --anchor, erase: files, exit codes and what is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.cli.shell import Shell
+from tokenlib import Tokens
+from tokenlib.testing import TestDatabase
+
+Person = tuple[UUID, UUID]
+
+
+@pytest.fixture
+def used(tokens: Tokens, pro: Person) -> Person:
+    tokens.deduct_tokens(*pro, "generate_goal", metadata={"prompt": "a name"})
+    return pro
+
+
+def test_an_anchor_finds_a_tail_that_was_cut(
+    shell: Shell, tokens: Tokens, token_database: TestDatabase, used: Person, tmp_path: Path
+) -> None:
+    file = tmp_path / "heads.jsonl"
+    assert shell("anchor", "--output", file).stdout == f"5 wallets anchored in {file}.\n"
+    assert [path.name for path in tmp_path.iterdir() if "heads" in path.name] == ["heads.jsonl"]
+    assert shell("verify", "--anchor", file).stdout.endswith("the books close.\n")
+    with token_database.connect("postgres") as admin:
+        admin.execute("alter table ai_token_usage_log disable trigger append_only")
+        admin.execute("delete from ai_token_usage_log")
+        admin.execute(
+            "update ai_tokens set log_number = 0, log_hash = '', balance = 20, total_used = 0,"
+            " pending = 0 where token_type = 'goal_generation'"
+        )
+    assert shell("verify").stdout.endswith("the books close.\n")
+    said = shell("verify", "--anchor", file, exit_code=1).stdout
+    assert "anchor tail cut" in said
+    assert "log 1" in said
+    assert shell.json("verify", "--anchor", file, exit_code=1)["closed"] is False
+
+
+def test_it_prints_where_no_file_is_named(shell: Shell, used: Person) -> None:
+    lines = [json.loads(line) for line in shell("anchor").stdout.splitlines()]
+    assert lines[-1]["wallets"] == 5
+
+
+def test_an_anchor_is_never_overwritten(shell: Shell, used: Person, tmp_path: Path) -> None:
+    file = tmp_path / "heads.jsonl"
+    file.write_text("kept")
+    assert "never overwritten" in shell("anchor", "--output", file, exit_code=2).stderr
+    assert file.read_text() == "kept"
+
+
+def test_a_file_that_is_no_anchor_ends_with_2(shell: Shell, used: Person, tmp_path: Path) -> None:
+    file = tmp_path / "other.txt"
+    file.write_text("something else\n")
+    said = shell.error("verify", "--anchor", file, exit_code=2)
+    assert said == "anchor is no anchor of tokenlib: line 1"
+
+
+def test_erase_says_how_much_and_keeps_the_books(
+    shell: Shell, tokens: Tokens, used: Person
+) -> None:
+    assert shell("erase", *used, "--reason", "request 12").stdout == (
+        "Metadata of 1 log row, 0 reservations and 0 quests erased.\n"
+    )
+    again = shell.json("erase", *used, "--reason", "request 12", "--actor", "privacy desk")
+    assert again == {"log_entries": 0, "reservations": 0, "quests": 0}
+    assert tokens.verify().closed
+
+
+def test_erase_needs_a_reason_and_an_organization(shell: Shell, used: Person) -> None:
+    assert "--reason" in shell("erase", *used, exit_code=2).stderr
+    said = shell.error("erase", uuid4(), used[1], "--reason", "request 12", exit_code=1)
+    assert said.startswith("There is no organization")

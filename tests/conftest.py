@@ -1,0 +1,11 @@
+"""Fixtures for every test: the ones that users get, from tokenlib.testing."""
+
+import tempfile
+
+from tokenlib.embedded import memory_folder
+
+pytest_plugins = ["tokenlib.testing"]
+
+# What tests write, among it whole database servers, lies in memory where the system offers that.
+if (folder := memory_folder()) is not None:
+    tempfile.tempdir = str(folder)

@@ -1,0 +1,132 @@
+"""Figures and times as people read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tokenlib.console import format as fmt
+from tokenlib.console.format import ABSENT, HALF, LOW, PLENTY, UNLIMITED, Context, Standing
+from tokenlib.console.ranges import Window
+from tokenlib.domain import Catalog, Feature
+
+NOW = datetime(2026, 11, 20, 23, 30, tzinfo=UTC)
+CATALOG = Catalog(
+    features={
+        "generate_insight": Feature("generate_insight", "Generate an insight", "general", 1),
+        "analyze_efficiency": Feature("analyze_efficiency", "Analyze efficiency", "general", 2),
+        "generate_goal": Feature("generate_goal", "Generate a quest", "goal_generation", 3),
+    },
+    token_types=("goal_generation", "general", "shared"),
+    plans=("starter", "pro"),
+)
+ROME = Context(NOW, ZoneInfo("Europe/Rome"), CATALOG, {"general": "General"})
+
+
+@dataclass
+class Wallet:
+    """A wallet of a test."""
+
+    balance: int
+    total_allocated: int
+    token_type: str = "general"
+    unlimited: bool = False
+    reserved: int = 0
+    total_used: int = 0
+    refresh_date: datetime = NOW
+
+
+@pytest.mark.parametrize(
+    ("wallet", "standing", "words"),
+    [
+        (Wallet(51, 100), PLENTY, "51 of 100"),
+        (Wallet(50, 100), HALF, "50 of 100"),
+        (Wallet(20, 100), HALF, "20 of 100"),
+        (Wallet(19, 100), LOW, "19 of 100"),
+        (Wallet(0, 100), LOW, "0 of 100"),
+        (Wallet(0, 0), ABSENT, "Not in this plan"),
+        (Wallet(5, 1000, unlimited=True), UNLIMITED, "Unlimited"),
+        (Wallet(1234, 5000), HALF, "1,234 of 5,000"),
+    ],
+)
+def test_a_wallet_stands_where_its_balance_puts_it(
+    wallet: Wallet, standing: Standing, words: str
+) -> None:
+    assert fmt.standing(wallet) is standing
+    assert fmt.balance(wallet) == words
+
+
+def test_no_two_standings_share_a_word_a_mark_or_an_icon() -> None:
+    for field in ("word", "mark", "icon", "color"):
+        assert len({getattr(standing, field) for standing in fmt.STANDINGS}) == 5
+
+
+def test_what_a_balance_buys_is_said_for_each_feature_of_its_type() -> None:
+    assert fmt.uses(Wallet(5, 50), CATALOG) == [
+        "Generate an insight: 5 uses left",
+        "Analyze efficiency: 2 uses left",
+    ]
+    assert fmt.uses(Wallet(5, 50, "goal_generation"), CATALOG) == ["Generate a quest: 1 use left"]
+    assert fmt.uses(Wallet(5, 50, "shared"), CATALOG) == ["Pays for every feature"]
+    assert fmt.uses(Wallet(0, 0), CATALOG) == []
+    assert fmt.uses(Wallet(9, 9, unlimited=True), CATALOG) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (timedelta(0), "today"),
+        (timedelta(hours=23), "today"),
+        (timedelta(hours=24), "tomorrow"),
+        (timedelta(days=9), "in 9 days"),
+        (timedelta(hours=-1), "yesterday"),
+        (timedelta(days=-3), "3 days ago"),
+    ],
+)
+def test_days_are_those_of_the_readers_calendar(step: timedelta, words: str) -> None:
+    # In Rome it is half past midnight of the 21st.
+    assert ROME.days(NOW + step) == words
+
+
+def test_times_are_in_the_readers_zone() -> None:
+    assert ROME.date(NOW) == "21 Nov 2026"
+    assert ROME.time(NOW) == "21 Nov 2026, 00:30"
+
+
+def test_a_name_that_the_catalog_has_no_more_is_shown_as_it_is() -> None:
+    assert ROME.feature("generate_goal") == "Generate a quest"
+    assert ROME.feature("gone") == "gone"
+    assert ROME.token_type("general") == "General"
+    assert ROME.token_type("gone") == "gone"
+
+
+def test_amounts() -> None:
+    assert fmt.count(1, "token") == "1 token"
+    assert fmt.count(1820, "token") == "1,820 tokens"
+    assert fmt.count(0, "use") == "0 uses"
+    assert fmt.dollars(14900) == "$149"
+    assert fmt.dollars(123450) == "$1,234.50"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Plain words, and Łódź", "Plain words\\, and Łódź"),
+        ("![x](http://h/p.png)", "\\!\\[x\\]\\(http\\:\\/\\/h\\/p\\.png\\)"),
+        (":material/home: $1 & $2", "\\:material\\/home\\: \\$1 \\& \\$2"),
+        ("two\n\n# lines", "two \\# lines"),
+    ],
+)
+def test_text_from_people_is_never_markdown(text: str, shown: str) -> None:
+    assert fmt.plain(text) == shown
+
+
+def test_a_window_names_every_day_that_it_touches() -> None:
+    window = Window(NOW - timedelta(days=2), NOW, "2 days")
+    days = window.days(ZoneInfo("Europe/Rome"))
+    assert [day.day for day in days] == [19, 20, 21]
+    assert window.before.until == window.since
+    assert window.before.since == NOW - timedelta(days=4)

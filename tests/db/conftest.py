@@ -1,0 +1,56 @@
+"""What the database tests share: people on a plan, the owner's connection, books that close."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tokenlib import Tokens
+from tokenlib.testing import TestClock, TestDatabase
+
+Person = tuple[UUID, UUID]
+
+
+@pytest.fixture
+def join(tokens: Tokens) -> Callable[[str], Person]:
+    """Create an organization on a plan, with one member."""
+
+    def create(plan: str) -> Person:
+        organization = tokens.create_organization(f"Acme {plan}", plan)
+        return organization, tokens.add_member(organization, "A member", "member@example.org")
+
+    return create
+
+
+@pytest.fixture
+def pro(join: Callable[[str], Person]) -> Person:
+    """An organization on pro and its member."""
+    return join("pro")
+
+
+@pytest.fixture
+def noon(token_clock: TestClock) -> datetime:
+    """Stop the clock of the books; return where it stands. Name it before any organization."""
+    moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    token_clock.set(moment)
+    return moment
+
+
+@pytest.fixture
+def owner(token_database: TestDatabase) -> Iterator[psycopg.Connection]:
+    """A connection of the role that owns the tables."""
+    with token_database.connect("tokenlib_owner") as connection:
+        yield connection
+
+
+@pytest.fixture
+def books_close(tokens: Tokens) -> Iterator[None]:
+    """Whatever the test did, the books close after it."""
+    yield
+    found = tokens.verify()
+    assert found.closed, found.problems
+    assert found.wallets > 0

@@ -1,0 +1,412 @@
+"""What wallets hold: stored figures, who runs low and when it ends, holds, and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.db import reports_world
+from tests.db.reports_world import NOW, TICK, World
+from tokenlib import Tokens
+from tokenlib.embedded import Embedded
+from tokenlib.reports import Reports
+from tokenlib.reports.wallets import EntryRow
+from tokenlib.testing import TestClock
+
+Person = tuple[UUID, UUID]
+
+
+@pytest.fixture(scope="module")
+def world(token_server: Embedded) -> Iterator[World]:
+    with reports_world.made(token_server) as made:
+        yield made
+
+
+@pytest.fixture
+def reports(tokens: Tokens) -> Reports:
+    return Reports(tokens.database)
+
+
+def use_up(tokens: Tokens, person: Person, tokens_used: int) -> None:
+    tokens.deduct_tokens(*person, "generate_insight", tokens_used)
+
+
+def test_wallets_are_the_stored_figures(world: World) -> None:
+    found = world.service().wallets()
+    assert {
+        (
+            row.organization_id,
+            row.token_type,
+            row.balance,
+            row.total_used,
+            row.total_allocated,
+            row.refresh_date,
+            row.last_used_at,
+        )
+        for row in found
+    } == set(
+        world.plain(
+            "select organization_id, token_type, balance, total_used, total_allocated,"
+            " refresh_date, last_used_at from ai_tokens"
+        )
+    )
+    assert len(found) == 4 * 5 + 1
+
+
+def test_wallets_come_by_name_and_in_the_catalogs_order(world: World) -> None:
+    found = world.service().wallets(world.b)
+    assert [row.token_type for row in found] == [
+        "lead_generation",
+        "goal_generation",
+        "strategy_analysis",
+        "forecast",
+        "general",
+        "shared",
+    ]
+    assert {(row.name, row.plan, row.status) for row in found} == {
+        ("Organization B", "enterprise", "limited")
+    }
+    names = [row.name for row in world.service().wallets()]
+    assert names == sorted(names)
+
+
+def test_a_wallet_is_due_from_its_refresh_date_on(
+    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
+) -> None:
+    use_up(tokens, pro, 30)
+    token_clock.set(noon + timedelta(days=30) - TICK)
+    assert not any(row.refresh_due for row in reports.wallets(pro[0]))
+    assert reports.overdue_periods() == []
+
+    token_clock.set(noon + timedelta(days=30))
+    due = reports.wallets(pro[0])
+    assert all(row.refresh_due for row in due)
+    # Stored, not refreshed: reading moves nothing.
+    assert {row.token_type: row.balance for row in due}["general"] == 20
+    overdue = reports.overdue_periods()
+    assert [row.overdue for row in overdue] == [timedelta(0)] * 5
+    organization = reports.organization(pro[0])
+    assert organization is not None
+    assert organization.refresh_due
+
+    tokens.refresh_tokens()
+    assert not any(row.refresh_due for row in reports.wallets(pro[0]))
+
+
+@pytest.mark.parametrize(
+    ("used", "level"),
+    [(24, "green"), (25, "yellow"), (40, "yellow"), (41, "red"), (50, "red")],
+)
+def test_a_wallet_has_its_colour_and_the_organization_that_of_its_worst(
+    tokens: Tokens, reports: Reports, pro: Person, used: int, level: str
+) -> None:
+    use_up(tokens, pro, used)
+    wallets = {row.token_type: row.level for row in reports.wallets(pro[0])}
+    assert wallets.pop("general") == level
+    assert set(wallets.values()) == {"green"}
+    organization = reports.organization(pro[0])
+    assert organization is not None
+    assert organization.level == level
+
+
+def test_zero_of_zero_and_packs_have_no_colour_for_the_organization(
+    tokens: Tokens, reports: Reports
+) -> None:
+    starter = tokens.create_organization("A starter", "starter")
+    user = tokens.add_member(starter, "A member", "member@example.org")
+    assert {row.level for row in reports.wallets(starter)} == {"none"}
+    tokens.grant(starter, "shared", 3, kind="purchase", source="pack")
+    found = reports.organization(starter)
+    assert found is not None
+    assert (found.level, found.balance, found.members) == ("none", 3, 1)
+    assert user is not None
+
+
+def test_unlimited_is_said_and_is_never_near_its_limit(
+    tokens: Tokens, reports: Reports, owner: psycopg.Connection
+) -> None:
+    owner.execute(
+        "update ai_token_allowances set allowance = null"
+        " where plan = 'enterprise' and token_type = 'general'"
+    )
+    organization = tokens.create_organization("Without a limit", "enterprise")
+    user = tokens.add_member(organization, "A member", "member@example.org")
+    use_up(tokens, (organization, user), 1000)
+    wallets = {row.token_type: row for row in reports.wallets(organization)}
+    general = wallets["general"]
+    assert (general.unlimited, general.allowance, general.balance) == (True, None, 0)
+    assert general.level == "green"
+    assert not wallets["forecast"].unlimited
+    assert reports.near_limit() == []
+    found = reports.organization(organization)
+    assert found is not None
+    assert (found.unlimited, found.level) == (True, "green")
+
+
+def test_a_wallet_that_nobody_opened_is_not_called_unlimited(
+    reports: Reports, owner: psycopg.Connection
+) -> None:
+    [[organization]] = owner.execute(
+        "insert into organizations (name, plan) values ('Set up by a script', 'pro') returning id"
+    ).fetchall()
+    owner.execute(
+        "insert into ai_tokens (organization_id, token_type, balance, total_allocated)"
+        " values (%s, 'general', 50, 50)",
+        [organization],
+    )
+    [wallet] = reports.wallets(organization)
+    assert (wallet.plan, wallet.allowance, wallet.unlimited) == ("pro", None, False)
+
+
+def test_granted_extra_is_what_this_period_has_beyond_the_allowance(
+    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
+) -> None:
+    def general() -> tuple[int, int | None, int]:
+        row = {row.token_type: row for row in reports.wallets(pro[0])}["general"]
+        return row.total_allocated, row.allowance, row.granted_extra
+
+    assert general() == (50, 50, 0)
+    tokens.grant(pro[0], "general", 30, effective_at=noon + timedelta(days=3))
+    assert general() == (50, 50, 0)  # not yet in the balance
+    tokens.grant(pro[0], "general", 10, expires_at=noon + timedelta(days=60))
+    assert general() == (60, 50, 10)
+    token_clock.set(noon + timedelta(days=4))
+    use_up(tokens, pro, 56)
+    assert general() == (90, 50, 40)
+    token_clock.set(noon + timedelta(days=31))
+    tokens.refresh_tokens()
+    # The allowance (50) burns first, so 6 of the gifts are gone.
+    assert general() == (84, 50, 34)
+
+
+@pytest.mark.parametrize(("used", "at"), [(39, None), (40, 80), (49, 80), (50, 100)])
+def test_near_limit_begins_at_exactly_80_and_100_percent(
+    tokens: Tokens, reports: Reports, pro: Person, used: int, at: int | None
+) -> None:
+    use_up(tokens, pro, used)
+    found = reports.near_limit()
+    assert [(row.token_type, row.total_used, row.at) for row in found] == (
+        [] if at is None else [("general", used, at)]
+    )
+
+
+def test_near_limit_shows_everyone_the_emptiest_first(world: World) -> None:
+    found = world.service().near_limit()
+    assert [(row.name, row.token_type, row.at) for row in found] == [
+        ("Organization D", "general", 100),
+        ("Organization D", "forecast", 80),
+        ("Organization B", "general", 80),
+        ("Organization A", "general", 80),
+    ]
+    assert [(row.organization_id, row.token_type) for row in found] == world.plain(
+        "select organization_id, token_type from ai_tokens"
+        " where total_allocated > 0 and total_used >= 0.8 * total_allocated"
+        " order by total_used::numeric / total_allocated desc"
+    )
+
+
+def test_run_out_is_the_balance_at_the_pace_of_seven_days(
+    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
+) -> None:
+    use_up(tokens, pro, 12)
+    token_clock.set(noon + timedelta(days=5))
+    use_up(tokens, pro, 28)  # 40 of 50; in 7 days 40, that is 40 / 7 a day
+    token_clock.set(noon + timedelta(days=7))  # the first charge is just in the week
+    [near] = reports.near_limit()
+    assert near.pace == pytest.approx(40 / 7)
+    assert near.run_out_at is not None
+    assert near.run_out_at - (noon + timedelta(days=7 + 10 / (40 / 7))) < timedelta(seconds=1)
+
+    token_clock.set(noon + timedelta(days=7) + TICK)  # and now it is not
+    [near] = reports.near_limit()
+    assert near.pace == pytest.approx(28 / 7)
+    assert near.run_out_at == noon + timedelta(days=7 + 10 / 4) + TICK
+
+    token_clock.set(noon + timedelta(days=12) + TICK)  # no use for a week
+    [near] = reports.near_limit()
+    assert (near.pace, near.run_out_at) == (0, None)
+
+
+def test_no_run_out_after_the_refresh(
+    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
+) -> None:
+    token_clock.set(noon + timedelta(days=26))
+    use_up(tokens, pro, 42)  # 6 a day from now on; 8 left for 4 days
+    token_clock.set(noon + timedelta(days=27))
+    [near] = reports.near_limit()
+    assert near.run_out_at == noon + timedelta(days=27) + timedelta(days=8) / 6
+    token_clock.set(noon + timedelta(days=29))  # the balance lasts beyond the refresh
+    [near] = reports.near_limit()
+    assert (near.run_out_at, near.refresh_due) == (None, False)
+    token_clock.set(noon + timedelta(days=31))
+    [near] = reports.near_limit()
+    assert (near.run_out_at, near.refresh_due) == (None, True)
+
+
+def test_a_slow_pace_on_a_huge_balance_is_no_date(
+    tokens: Tokens,
+    reports: Reports,
+    noon: datetime,
+    pro: Person,
+    owner: psycopg.Connection,
+    token_clock: TestClock,
+) -> None:
+    for _ in range(5):
+        tokens.grant(pro[0], "general", 1_000_000_000)
+    owner.execute("update ai_token_features set cost = 1000 where feature = 'generate_insight'")
+    for _ in range(4):
+        use_up(tokens, pro, 1_000_000)
+    owner.execute("update ai_token_features set cost = 1 where feature = 'generate_insight'")
+    token_clock.set(noon + timedelta(days=10))
+    use_up(tokens, pro, 41)
+    token_clock.advance(TICK)
+    [near] = reports.near_limit()  # would end in half a million years, which no calendar has
+    assert (near.at, near.run_out_at) == (80, None)
+    assert near.pace == pytest.approx(41 / 7)
+
+
+def test_reservations_are_live_or_expired(world: World) -> None:
+    reports = world.service()
+    live = {("Organization A", "generate_leads", 10), ("Organization B", "generate_leads", 10)}
+    over = {("Organization A", "analyze_strategy", 2), ("Organization B", "analyze_strategy", 2)}
+
+    def held(expired_only: bool = False, live_only: bool = False) -> set[tuple[str, str, int]]:
+        rows = reports.reservations(expired_only, live_only)
+        return {(row.organization, row.feature, row.tokens) for row in rows}
+
+    assert held() == live | over
+    assert held(live_only=True) == live
+    assert held(expired_only=True) == over
+    expired = reports.reservations(expired_only=True)
+    assert all(row.expired and row.age == timedelta(minutes=20) for row in expired)
+    assert [(row.id,) for row in expired] == world.plain(
+        "select id from ai_token_reservations where state = 'held' and expires_at <= %s"
+        " order by created_at, id",
+        NOW,
+    )
+    assert {row.user for row in reports.reservations(organization_id=world.a)} == {"User A1"}
+
+
+def test_a_hold_is_expired_from_its_expiry_on(
+    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
+) -> None:
+    held = tokens.reserve(*pro, "generate_goal")
+    token_clock.set(held.expires_at - TICK)
+    assert [row.id for row in reports.reservations(live_only=True)] == [held.id]
+    assert [row.expired for row in reports.reservations()] == [False]
+    assert reports.reservations(expired_only=True) == []
+    token_clock.set(held.expires_at)
+    assert reports.reservations(live_only=True) == []
+    [expired] = reports.reservations(expired_only=True)
+    assert (expired.id, expired.expired, expired.age) == (held.id, True, held.expires_at - noon)
+    tokens.refresh_tokens()  # its touch gives the hold back
+    assert reports.reservations() == []
+
+
+def test_the_ledger_explains_every_balance(world: World) -> None:
+    reports = world.service()
+    for wallet in reports.wallets():
+        entries = reports.ledger(wallet.organization_id, wallet.token_type)
+        assert entries[0].balance_after == wallet.balance
+        assert sum(entry.balance_change for entry in entries) == wallet.balance
+        assert sum(entry.reserved_change for entry in entries) == wallet.reserved
+        assert sum(entry.used_change for entry in entries) == wallet.total_used
+        for later, earlier in pairwise(entries):
+            assert earlier.balance_after + later.balance_change == later.balance_after
+            assert earlier.created_at <= later.created_at
+
+
+def test_the_ledger_says_who_what_and_why(world: World) -> None:
+    refund, charge, *_ = [
+        entry
+        for entry in world.service().ledger(world.b, "lead_generation")
+        if entry.kind in ("charge", "refund")
+    ]
+    assert (refund.kind, refund.balance_change, refund.used_change) == ("refund", 5, -5)
+    assert (refund.actor, refund.reason, refund.feature) == ("api", "a mistake", "generate_leads")
+    assert (charge.kind, charge.balance_change, charge.used_change) == ("charge", -5, 5)
+    assert (charge.actor, charge.feature) == (str(world.b1), "generate_leads")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_pages_of_the_ledger_lose_and_repeat_nothing(world: World, limit: int) -> None:
+    reports = world.service()
+    whole = reports.ledger(world.b, limit=1000)
+    [(entries,)] = world.plain(
+        "select (select count(*) from ai_token_usage_log where organization_id = %s)"
+        " + (select count(*) from ai_token_events where organization_id = %s)",
+        world.b,
+        world.b,
+    )
+    assert len(whole) == entries
+    paged: list[EntryRow] = []
+    for _ in range(0, entries, limit):
+        page = reports.ledger(world.b, limit=limit, before=paged[-1] if paged else None)
+        assert len(page) <= limit
+        paged += page
+    assert paged == whole
+    assert reports.ledger(world.b, before=whole[-1]) == []
+
+
+def test_the_ledger_is_narrowed_by_each_filter_and_by_all_together(world: World) -> None:
+    reports = world.service()
+    whole = [*reports.ledger(world.a, limit=1000), *reports.ledger(world.b, limit=1000)]
+    middle = sorted(entry.created_at for entry in whole)[len(whole) // 2]
+
+    def concerns(entry: EntryRow, user: UUID) -> bool:
+        return str(user) in (entry.actor, (entry.data or {}).get("user_id"))
+
+    def feature(entry: EntryRow) -> str | None:
+        return entry.reason if entry.kind == "reserve" else entry.feature
+
+    filters: list[tuple[dict[str, Any], Callable[[EntryRow], bool]]] = [
+        *(({"kind": kind}, lambda e, k=kind: e.kind == k) for kind in {e.kind for e in whole}),
+        ({"feature": "generate_goal"}, lambda e: feature(e) == "generate_goal"),
+        ({"feature": "generate_leads"}, lambda e: feature(e) == "generate_leads"),
+        ({"user_id": world.a1}, lambda e: concerns(e, world.a1)),
+        ({"since": middle}, lambda e: e.created_at >= middle),
+        ({"until": middle}, lambda e: e.created_at < middle),
+        (
+            {"kind": "charge", "feature": "generate_goal", "user_id": world.a1, "until": middle},
+            lambda e: (
+                (e.kind, e.feature, e.actor) == ("charge", "generate_goal", str(world.a1))
+                and e.created_at < middle
+            ),
+        ),
+    ]
+    for asked, fits in filters:
+        for organization in (world.a, world.b):
+            every = reports.ledger(organization, limit=1000)
+            expected = [entry for entry in every if fits(entry)]
+            assert reports.ledger(organization, limit=1000, **asked) == expected, asked
+            paged: list[EntryRow] = []
+            while page := reports.ledger(
+                organization, limit=2, before=paged[-1] if paged else None, **asked
+            ):
+                paged += page
+            assert paged == expected, asked
+        assert any(fits(entry) for entry in whole), asked  # else this shows nothing
+
+
+def test_legacy_charges_are_in_the_ledger(
+    reports: Reports, pro: Person, owner: psycopg.Connection
+) -> None:
+    moments = [datetime(2025, 12, day, tzinfo=UTC) for day in (1, 2, 2)]
+    for moment in moments:
+        owner.execute(
+            "insert into ai_token_usage_log (organization_id, user_id, token_type, feature_used,"
+            " tokens_deducted, remaining_balance, created_at)"
+            " values (%s, %s, 'general', 'generate_insight', 1, 9, %s)",
+            [*pro, moment],
+        )
+    entries = reports.ledger(pro[0], "general")
+    assert [entry.created_at for entry in entries[1:]] == sorted(moments, reverse=True)
+    for entry, earlier in pairwise(entries):
+        assert reports.ledger(pro[0], "general", limit=1, before=entry) == [earlier]
+    assert reports.ledger(pro[0], "general", before=entries[-1]) == []

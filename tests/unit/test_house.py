@@ -1,0 +1,60 @@
+"""The house: `import tokenlib` is quick and pulls in neither the console nor the API."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+
+PROBE = """
+import json, sys, time
+start = time.perf_counter()
+import tokenlib
+elapsed = time.perf_counter() - start
+print(json.dumps([elapsed, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+LIMIT_SECONDS = 0.3
+CONSOLE_AND_API = {"altair", "fastapi", "openai", "pandas", "streamlit"}
+
+
+def probe() -> tuple[float, set[str]]:
+    """How long the import takes in a new process, and what it brings in."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=True
+    )
+    elapsed, modules = json.loads(result.stdout)
+    return float(elapsed), set(modules)
+
+
+def test_the_import_is_quick() -> None:
+    assert statistics.median(probe()[0] for _ in range(5)) < LIMIT_SECONDS
+
+
+def test_the_import_pulls_nothing_heavy() -> None:
+    modules = probe()[1]
+    assert "tokenlib" in modules
+    heavy = {
+        "altair",
+        "fastapi",
+        "pandas",
+        "sqlalchemy",
+        "alembic",
+        "psycopg",
+        "streamlit",
+        "openai",
+    }
+    assert not modules & heavy
+
+
+def test_connecting_pulls_neither_the_console_nor_the_api() -> None:
+    code = (
+        "import sys, tokenlib.tokens, tokenlib.embedded;"
+        "print(*{n.partition('.')[0] for n in sys.modules})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    modules = set(result.stdout.split())
+    assert {"tokenlib", "sqlalchemy"} <= modules
+    assert not modules & CONSOLE_AND_API

@@ -1,0 +1,110 @@
+"""A token gate for the AI features of a multi-tenant product, on one PostgreSQL.
+
+import tokenlib
+tokens = tokenlib.connect()
+tokens.deduct_tokens(organization, user, "generate_goal")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tokenlib.config import Settings
+from tokenlib.domain import (
+    Balance,
+    Catalog,
+    Feature,
+    Grant,
+    Problem,
+    Reservation,
+    Stats,
+    Usage,
+    Verdict,
+)
+from tokenlib.errors import (
+    AlreadyRefunded,
+    AlreadySettled,
+    AlreadySpent,
+    BooksBroken,
+    ConfigurationError,
+    DatabaseUnavailable,
+    FeatureNotInPlan,
+    IdempotencyConflict,
+    InProgress,
+    InsufficientTokens,
+    InvalidInput,
+    NotAMember,
+    NotFound,
+    NothingToRefund,
+    NotMigrated,
+    OrganizationPaused,
+    PaymentFailed,
+    PermissionDenied,
+    PlanMismatch,
+    RateLimited,
+    Refused,
+    ReservationOver,
+    TokenlibError,
+    UnknownFeature,
+    UnknownOrganization,
+    UnknownPlan,
+    UnknownReservation,
+    UnknownTokenType,
+    UnknownUsage,
+    UserPaused,
+)
+
+if TYPE_CHECKING:
+    from tokenlib.tokens import Tokens, connect
+
+__all__ = [
+    "AlreadyRefunded",
+    "AlreadySettled",
+    "AlreadySpent",
+    "Balance",
+    "BooksBroken",
+    "Catalog",
+    "ConfigurationError",
+    "DatabaseUnavailable",
+    "Feature",
+    "FeatureNotInPlan",
+    "Grant",
+    "IdempotencyConflict",
+    "InProgress",
+    "InsufficientTokens",
+    "InvalidInput",
+    "NotAMember",
+    "NotFound",
+    "NotMigrated",
+    "NothingToRefund",
+    "OrganizationPaused",
+    "PaymentFailed",
+    "PermissionDenied",
+    "PlanMismatch",
+    "Problem",
+    "RateLimited",
+    "Refused",
+    "Reservation",
+    "ReservationOver",
+    "Settings",
+    "Stats",
+    "TokenlibError",
+    "Tokens",
+    "UnknownFeature",
+    "UnknownOrganization",
+    "UnknownPlan",
+    "UnknownReservation",
+    "UnknownTokenType",
+    "UnknownUsage",
+    "Usage",
+    "UserPaused",
+    "Verdict",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # SQLAlchemy and Alembic load at the first use, not at the import.
+    if name in ("Tokens", "connect"):
+        from tokenlib import tokens
+
+        return getattr(tokens, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,111 @@
+"""The two endpoints that existing callers know; `sub` of the bearer JWT is who calls.
+
+They answer for members of the organization asked and for nobody else: the database decides, and the
+function that charges checks the acting user again.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from pydantic import ValidationError
+
+from tokenlib.api.auth import BearerJwt
+from tokenlib.api.errors import NOT_YOURS, problem
+from tokenlib.api.schemas import CheckBalance, Deduction, HasTokens, StatsAnswer, StatsQuery
+from tokenlib.db import statements
+from tokenlib.errors import InsufficientTokens
+from tokenlib.tokens import Tokens
+
+MAX_BODY_BYTES = 65_536
+
+router = APIRouter(prefix="/v1/tokens")
+
+
+async def _caller(request: Request) -> UUID:
+    bearer: BearerJwt = request.app.state.bearer
+    return bearer.user_id(request.headers)
+
+
+def _gate(request: Request) -> Tokens:
+    tokens: Tokens = request.app.state.get_tokens()
+    return tokens
+
+
+async def _check_balance_body(request: Request) -> CheckBalance:
+    # Read here and not by FastAPI: old callers name any content type, and the size has a bound.
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"The body must be at most {MAX_BODY_BYTES} bytes.")
+    try:
+        return CheckBalance.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise HTTPException(400, problem(error)) from None
+
+
+async def _stats_query(request: Request) -> StatsQuery:
+    try:
+        return StatsQuery.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise HTTPException(400, problem(error)) from None
+
+
+# Resolved in the order of a route's arguments: no body is read before it is known whose it is.
+Caller = Annotated[UUID, Depends(_caller)]
+Gate = Annotated[Tokens, Depends(_gate)]
+
+
+@router.post("/check-balance")
+def check_balance(
+    request: Request,
+    user_id: Caller,
+    asked: Annotated[CheckBalance, Depends(_check_balance_body)],
+    tokens: Gate,
+) -> HasTokens | Deduction:
+    """Whether the user may run the feature now (`check`), or the charge (`deduct`)."""
+    _require_member(tokens, user_id, asked.organization_id)
+    if asked.action == "check":
+        return _check(tokens, user_id, asked)
+    return _deduct(tokens, user_id, asked, request.headers.get("idempotency-key"))
+
+
+@router.get("/stats")
+def stats(
+    user_id: Caller, asked: Annotated[StatsQuery, Depends(_stats_query)], tokens: Gate
+) -> StatsAnswer:
+    """Totals of the organization and each of its wallets, current."""
+    _require_member(tokens, user_id, asked.organization_id)
+    return StatsAnswer.of(tokens.get_token_stats(asked.organization_id))
+
+
+def _require_member(tokens: Tokens, user_id: UUID, organization_id: UUID) -> None:
+    [row] = tokens.database.rows(
+        statements("members")["belongs"],
+        {"organization_id": organization_id},
+        reader="authenticated",
+        user_id=user_id,
+    )
+    if not row["belongs"]:
+        raise HTTPException(403, NOT_YOURS)
+
+
+def _check(tokens: Tokens, user_id: UUID, asked: CheckBalance) -> HasTokens:
+    # Limits are for charges: a page asks again right after one.
+    verdict = tokens.can_use(asked.organization_id, user_id, asked.feature_used)
+    if verdict.allowed or verdict.rule == InsufficientTokens.rule:
+        return HasTokens(has_tokens=verdict.allowed)
+    raise HTTPException(403, verdict.message)
+
+
+def _deduct(tokens: Tokens, user_id: UUID, asked: CheckBalance, key: str | None) -> Deduction:
+    try:
+        usage = tokens.deduct_tokens(
+            asked.organization_id, user_id, asked.feature_used, idempotency_key=key, limits=True
+        )
+    except InsufficientTokens as error:
+        return Deduction.refused(error)
+    return Deduction.charged(usage)

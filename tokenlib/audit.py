@@ -1,0 +1,151 @@
+"""Verify the books, anchor them elsewhere, settle what was found, erase a person's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TextIO
+from uuid import UUID
+
+from tokenlib import anchors, answers, inputs
+from tokenlib.catalog import CatalogVerbs
+from tokenlib.db import as_uuid, statements
+from tokenlib.domain import Problem
+
+_BATCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What `verify` read and what it found wrong; the books close when `problems` is empty."""
+
+    wallets: int
+    entries: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def closed(self) -> bool:
+        """Whether every sum closes, every chain holds and no key was charged twice."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """How much of one person's metadata `erase` took out."""
+
+    log_entries: int
+    reservations: int
+    quests: int
+
+
+class AuditVerbs(CatalogVerbs):
+    """The verbs that check and explain."""
+
+    def verify(
+        self,
+        organization: UUID | str | None = None,
+        *,
+        anchor: Iterable[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Verification:
+        """Recompute every wallet from its entries: sums, numbers, hashes, grants, holds, keys.
+
+        With the lines of an `anchor` (an open file will do), also that what it knew is still so.
+        Reads in batches of organizations, so memory stays bounded; `progress(done, total)` counts
+        organizations. Each batch is one snapshot, so it may run while charges are written. Raises
+        UnknownOrganization, and InvalidInput for lines that are no anchor. A run over everybody is
+        kept, for Reports.verifications().
+        """
+        named = statements("audit")
+        if organization is None:
+            everyone = [row["id"] for row in self.database.rows(named["organizations"])]
+        else:
+            everyone = [self.known_organization(organization)]
+        wallets = entries = 0
+        problems: list[Problem] = []
+        for start in range(0, len(everyone), _BATCH):
+            batch = everyone[start : start + _BATCH]
+            with self.database.transaction() as connection:
+                connection.exec_driver_sql("set transaction isolation level repeatable read")
+                counts = connection.exec_driver_sql(named["counts"], {"ids": batch}).one()
+                wallets, entries = wallets + counts.wallets, entries + counts.entries
+                for check in (
+                    "wallet_sums",
+                    "wallets_missing",
+                    "wallet_entries",
+                    "log_chain",
+                    "event_chain",
+                    "erasures",
+                    "legacy_rows",
+                    "grant_sums",
+                    "hold_sums",
+                    "reservations",
+                    "keys",
+                ):
+                    found = connection.exec_driver_sql(named[check], {"ids": batch}).mappings()
+                    problems.extend(Problem(**row) for row in found)
+            if progress is not None:
+                progress(min(start + _BATCH, len(everyone)), len(everyone))
+        if anchor is not None:
+            problems.extend(self._against(anchor, everyone[0] if organization else None))
+        if organization is None:
+            result = {"wallets": wallets, "entries": entries, "problems": len(problems)}
+            self.database.call(named["record"], result)
+        return Verification(wallets, entries, tuple(problems))
+
+    def anchor(self, output: TextIO) -> int:
+        """Write where every chain of entries ends, as JSON lines; return how many wallets.
+
+        Keep the file where nobody who can write the database can reach it. May run while charges
+        are written.
+        """
+        named = statements("audit")
+        at = self.database.rows(statements("health")["now"])[0]["now"].isoformat()
+        everyone = [row["id"] for row in self.database.rows(named["organizations"])]
+        wallets = 0
+        for start in range(0, len(everyone), _BATCH):
+            batch = everyone[start : start + _BATCH]
+            for row in self.database.rows(named["heads"], {"ids": batch}):
+                output.write(anchors.Head(**row).line(at) + "\n")
+                wallets += 1
+        output.write(anchors.last_line(wallets, at) + "\n")
+        return wallets
+
+    def erase(
+        self, organization: UUID | str, user: UUID | str, *, actor: str, reason: str
+    ) -> Erasure:
+        """Erase the metadata of one person's log rows, reservations and quests, for good.
+
+        Each wallet gets an entry that says so, and the books still verify. The person may be
+        deleted by now. Raises UnknownOrganization.
+        """
+        params = {
+            "organization_id": as_uuid(organization, "organization"),
+            "user_id": as_uuid(user, "user"),
+            "actor": inputs.text(actor, "actor"),
+            "reason": inputs.text(reason, "reason"),
+        }
+        return Erasure(**self.database.call(statements("plans")["erase_metadata"], params))
+
+    def _against(self, anchor: Iterable[str], only: UUID | None) -> Iterator[Problem]:
+        """What an anchor knew and the database does not, a batch of wallets at a time."""
+        known = (head for head in anchors.heads(anchor) if only in (None, head.organization_id))
+        while batch := [asdict(head) for head in islice(known, 5 * _BATCH)]:
+            columns = {name: [head[name] for head in batch] for name in batch[0]}
+            for row in self.database.rows(statements("audit")["against_anchor"], columns):
+                yield Problem(**row)
+
+    def settle_finding(
+        self, organization: UUID | str, finding: UUID | str, *, actor: str, reason: str
+    ) -> None:
+        """Settle a finding by an entry with actor and reason. Raises AlreadySettled."""
+        params = {
+            "organization_id": as_uuid(organization, "organization"),
+            "finding_id": as_uuid(finding, "finding"),
+            "actor": inputs.text(actor, "actor"),
+            "reason": inputs.text(reason, "reason"),
+        }
+        row = self.database.call(statements("plans")["settle_finding"], params)
+        if row["status"] != "ok":
+            raise answers.refusal({**params, **row, "id": params["finding_id"]})

@@ -1,0 +1,228 @@
+"""The commands on wallets: initialize, refresh, verify, stats, explain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TextIO
+from uuid import UUID
+
+import click
+
+from tokenlib.cli.output import (
+    EXIT_CODES,
+    Failure,
+    gate,
+    json_option,
+    plural,
+    progress,
+    show_json,
+    show_table,
+)
+from tokenlib.domain import plain
+from tokenlib.errors import (
+    ConfigurationError,
+    DatabaseUnavailable,
+    TokenlibError,
+    UnknownTokenType,
+)
+
+if TYPE_CHECKING:
+    from tokenlib.reports.explain import Story
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("organization", required=False)
+@click.option(
+    "--all", "everyone", is_flag=True, help="Do it for every organization that lacks some."
+)
+@click.option("--dry-run", is_flag=True, help="Only count what would be created.")
+@json_option
+def initialize(organization: str | None, everyone: bool, dry_run: bool, as_json: bool) -> None:
+    """Create missing wallets, with the plan's allowance.
+
+    Does it for one ORGANIZATION (its id), or with --all for every one that lacks some. Safe to run
+    twice: a wallet that exists is left as it is. With --all an organization that fails
+    is listed, the others go on, and the exit code is 1.
+    """
+    if everyone == (organization is not None):
+        raise click.UsageError("Give the id of an organization, or --all.")
+    done: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    with gate() as tokens, progress("Initializing") as move:
+        wanted: Sequence[UUID | str] = (
+            tokens.organizations_to_initialize() if organization is None else [organization]
+        )
+        for number, one in enumerate(wanted, 1):
+            try:
+                done[str(one)] = tokens.initialize_tokens(one, dry_run=dry_run)
+            except (ConfigurationError, DatabaseUnavailable):
+                raise
+            except TokenlibError as error:
+                if not everyone:
+                    raise
+                failed[str(one)] = error.message
+            move(number, len(wanted))
+    wallets = sum(done.values())
+    if as_json:
+        show_json({"dry_run": dry_run, "wallets": wallets, "organizations": done, "failed": failed})
+    else:
+        created = sum(count > 0 for count in done.values())
+        click.echo(
+            f"{plural(wallets, 'wallet')} {'would be ' if dry_run else ''}created for"
+            f" {plural(created, 'organization')}."
+        )
+        for one, message in failed.items():
+            click.echo(f"{one}: {message}", err=True)
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("organization", required=False)
+@json_option
+def refresh(organization: str | None, as_json: bool) -> None:
+    """End every period that is due.
+
+    Of everybody, or of one ORGANIZATION (its id). Nothing depends on running this: a period also
+    ends when its wallet is next used.
+    """
+    with gate() as tokens:
+        wallets = tokens.refresh_tokens(organization)
+    if as_json:
+        show_json({"wallets": wallets})
+    else:
+        click.echo(f"{plural(wallets, 'wallet')} refreshed.")
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("organization", required=False)
+@click.option(
+    "--anchor",
+    type=click.File(encoding="utf-8"),
+    help="Also hold the books against the file that `tokenlib anchor` wrote.",
+)
+@json_option
+def verify(organization: str | None, anchor: TextIO | None, as_json: bool) -> None:
+    """Check that the books close.
+
+    Recomputes every wallet from its entries, or those of one ORGANIZATION (its id): sums,
+    numbering, hash chains, grants and reservations. Lists what does not hold, by wallet and entry;
+    the exit code is then 1.
+    """
+    with gate() as tokens, progress("Verifying") as move:
+        found = tokens.verify(organization, anchor=anchor, progress=move)
+    if as_json:
+        show_json({"closed": found.closed, **plain(found)})
+    else:
+        read = f"{plural(found.wallets, 'wallet')}, {plural(found.entries, 'entry')}"
+        if found.closed:
+            click.echo(f"{read}: the books close.")
+        else:
+            click.echo(f"{read}: {plural(len(found.problems), 'problem')}.")
+            header = ("organization", "token type", "entry", "problem", "detail")
+            show_table(
+                header,
+                [
+                    (p.organization_id, p.token_type, p.entry, p.kind.replace("_", " "), p.detail)
+                    for p in found.problems
+                ],
+            )
+    if not found.closed:
+        raise click.exceptions.Exit(1)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("organization")
+@json_option
+def stats(organization: str, as_json: bool) -> None:
+    """Show the wallets of an organization.
+
+    ORGANIZATION is its id. Each wallet is current: a period that has ended is refreshed first.
+    """
+    with gate() as tokens:
+        found = tokens.get_token_stats(organization)
+    if as_json:
+        show_json(found)
+        return
+    header = ("token type", "balance", "reserved", "used", "allocated", "refresh (UTC)")
+    rows: list[tuple[object, ...]] = [
+        (
+            wallet.token_type,
+            wallet.balance,
+            wallet.reserved,
+            wallet.total_used,
+            wallet.total_allocated,
+            f"{wallet.refresh_date:%Y-%m-%d %H:%M}",
+        )
+        for wallet in found.by_type
+    ]
+    totals = (found.total_balance, found.total_reserved, found.total_used, found.total_allocated)
+    show_table(header, [*rows, ("total", *totals, "")])
+
+
+def _moment(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> datetime | None:
+    """A time in ISO 8601; without a zone it is UTC."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a time such as 2026-03-01T12:00+01:00."
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("organization")
+@click.argument("token_type")
+@click.option(
+    "--at",
+    callback=_moment,
+    metavar="TIME",
+    help="A past moment in ISO 8601; UTC unless it says a zone.",
+)
+@json_option
+def explain(organization: str, token_type: str, at: datetime | None, as_json: bool) -> None:
+    """Tell how a balance came to be.
+
+    ORGANIZATION is its id, TOKEN_TYPE one of its wallets: what the period opened with, each kind of
+    movement with its count and sum, what is held, and what remains. With --at, as it stood then.
+    """
+    from tokenlib.reports import Reports
+
+    with gate() as tokens:
+        known = tokens.catalog().token_types
+        if token_type not in known:
+            raise UnknownTokenType(token_type, known)
+        organization_id = tokens.known_organization(organization)
+        if at is None:
+            tokens.refresh_tokens(organization_id)
+        story = Reports(tokens.database).explain(organization_id, token_type, at)
+    if story is None:
+        when = "" if at is None else f" at {at.isoformat()}"
+        raise Failure(f"The wallet {token_type} of {organization_id} has no books{when}.")
+    if as_json:
+        show_json({"allocated": story.allocated, "closes": story.closes, **plain(story)})
+    else:
+        _show_story(story)
+
+
+def _show_story(story: Story) -> None:
+    """The movements of a period under one another, as on a bank statement."""
+    opened = "opened" if story.opened_by == "opening" else "refreshed"
+    rows: list[tuple[object, ...]] = [
+        (story.opening, "", f"{opened} on {story.opened_at:%Y-%m-%d %H:%M} UTC")
+    ]
+    for line in story.lines:
+        waived = f", {line.waived:,} waived" if line.waived else ""
+        rows.append((line.tokens, f"{line.count:,} x", f"{line.label}{waived}"))
+    if story.holds:
+        rows.append((-story.held, f"{story.holds:,} x", "held for calls that are running"))
+    rows.append((story.balance, "", f"remain on {story.at:%Y-%m-%d %H:%M} UTC"))
+    show_table(("tokens", "", ""), rows)
+    ends = "ended" if story.refresh_due else "ends"
+    click.echo(f"The period {ends} on {story.refresh_date:%Y-%m-%d %H:%M} UTC.")

@@ -1,0 +1,135 @@
+"""The commands on what the books hold and keep: adopt, anchor, erase."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+from tokenlib.cli.output import EXIT_CODES, gate, json_option, plural, show_json, show_table
+from tokenlib.config import Settings, sqlalchemy_url
+from tokenlib.domain import plain
+
+if TYPE_CHECKING:
+    from tokenlib.adoption import Adoption
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option("--dry-run", is_flag=True, help="Say what would be done and found; change nothing.")
+@click.option("--url", help="The database to take in, as its owner.")
+@json_option
+def adopt(dry_run: bool, url: str | None, as_json: bool) -> None:
+    """Take the database of the old token system in, in place.
+
+    Works on the database of --url, of TOKENLIB_MIGRATION_URL or of TOKENLIB_DATABASE_URL, as the
+    role tokenlib_owner, in one transaction. Every balance that can be spent and every log row stay
+    as they are; what was wrong with the figures is listed, and kept until somebody settles it.
+    Safe to run twice. A database that is neither the old system's nor empty is refused, with what
+    differs.
+    """
+    from tokenlib import adoption
+
+    settings = Settings.from_env()
+    owner = sqlalchemy_url(url, "--url") if url else settings.sqlalchemy_migration_url
+    if owner is None:
+        raise click.UsageError("Name the database: --url, or TOKENLIB_MIGRATION_URL.")
+    found = adoption.adopt(owner, dry_run=dry_run)
+    if as_json:
+        show_json({"changed": found.changed, **plain(found)})
+    else:
+        _show_adoption(found)
+
+
+def _show_adoption(found: Adoption) -> None:
+    if found.before == "tokenlib":
+        click.echo("The database is tokenlib's already. Nothing was done.")
+        return
+    for step in found.steps:
+        click.echo(f"{'Would' if found.dry_run else 'Done:'} {step}.")
+    if found.findings:
+        click.echo(f"{plural(len(found.findings), 'finding')}, kept until each is settled:")
+        show_table(
+            ("organization", "token type", "finding", "detail"),
+            [
+                (f.organization_id, f.token_type, f.kind.replace("_", " "), f.detail)
+                for f in found.findings
+            ],
+        )
+    if found.before == "empty":
+        click.echo(
+            "There are no old tables. Nothing was changed."
+            if found.dry_run
+            else "There were no old tables."
+        )
+        return
+    what = f"{plural(found.wallets, 'wallet')} and {plural(found.log_rows, 'log row')}"
+    if found.dry_run:
+        click.echo(f"{what} would be taken in. Nothing was changed.")
+    else:
+        click.echo(f"{what} taken in, no usable balance changed.")
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="The file to write; it must not exist.  [default: standard output]",
+)
+def anchor(output: Path | None) -> None:
+    """Write where every chain of entries ends, as lines of JSON.
+
+    Keep the file where nobody who can write the database can reach it. `tokenlib verify --anchor`
+    holds the books against it, and so finds a history that was rewritten as a whole.
+    """
+    with gate() as tokens:
+        if output is None:
+            tokens.anchor(sys.stdout)
+            return
+        with _complete(output) as file:
+            wallets = tokens.anchor(file)
+    click.echo(f"{plural(wallets, 'wallet')} anchored in {output}.")
+
+
+@contextmanager
+def _complete(path: Path) -> Iterator[TextIO]:
+    """A new file that stands under its name only once it is complete and on disk."""
+    if path.exists():
+        raise click.BadParameter(f"{path} exists. An anchor is never overwritten.")
+    begun = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with begun.open("x", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        begun.rename(path)
+    finally:
+        begun.unlink(missing_ok=True)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("organization")
+@click.argument("user")
+@click.option("--reason", required=True, help="Why, for the record.")
+@click.option("--actor", default="command line", show_default=True, help="Who, for the record.")
+@json_option
+def erase(organization: str, user: str, reason: str, actor: str, as_json: bool) -> None:
+    """Erase the metadata of one person, for good.
+
+    Of the log rows, reservations and quests of USER in ORGANIZATION (their ids; both may be deleted
+    by now). The amounts stay, an entry says who did it and why, and the books still verify.
+    """
+    with gate() as tokens:
+        found = tokens.erase(organization, user, actor=actor, reason=reason)
+    if as_json:
+        show_json(found)
+    else:
+        click.echo(
+            f"Metadata of {plural(found.log_entries, 'log row')},"
+            f" {plural(found.reservations, 'reservation')} and {plural(found.quests, 'quest')}"
+            " erased."
+        )

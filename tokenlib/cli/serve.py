@@ -1,0 +1,167 @@
+"""The command that serves console and API in this process."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from tokenlib.cli.data import load_demo
+from tokenlib.cli.output import EXIT_CODES, Failure, gate, json_option
+from tokenlib.config import Settings
+from tokenlib.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tokenlib.tokens import Tokens
+
+_POLL_SECONDS = 0.1
+# What an address that means "every interface" is reached by.
+_EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - is looked up, not bound
+_LOOPBACK = ("127.0.0.1", "::1")
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option("--host", help="Address to listen on.  [default: TOKENLIB_HOST or 127.0.0.1]")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="Port to listen on.  [default: TOKENLIB_PORT or 8501]",
+)
+@json_option
+def serve(host: str | None, port: int | None, as_json: bool) -> None:
+    """Serve console and API until Ctrl-C or SIGTERM.
+
+    Without TOKENLIB_DATABASE_URL this starts the bundled PostgreSQL, migrates it, and fills it with
+    demo data the first time; it ends together with the server. A database of your own must be
+    migrated already (`tokenlib migrate`) and gets no demo data.
+    """
+    began = time.monotonic()
+    settings = Settings.from_env()
+    host, port = host or settings.host, port or settings.port
+    app = _app()
+    _require_free(host, port)
+    with gate(settings) as tokens:
+        if settings.embedded:
+            _fill(tokens, settings)
+        _require_free(host, port)  # it may have been taken while the demo data were loaded
+        stopped = threading.Event()
+        announcer = threading.Thread(target=_announce, args=(host, port, began, stopped, as_json))
+        announcer.start()
+        try:
+            _run(app, host, port)
+        finally:
+            stopped.set()
+            announcer.join()
+
+
+def _app() -> Path:
+    """The console's entry: inside an installed package, or beside pyproject.toml in a checkout."""
+    if find_spec("streamlit") is None:
+        raise ConfigurationError("The console is not installed. Install tokenlib-ai[console].")
+    package = Path(__file__).parents[1]
+    installed = package / "_app" / "app.py"
+    checkout = package.parent / "app.py"
+    if installed.is_file():
+        return installed
+    if checkout.is_file() and checkout.with_name("pyproject.toml").is_file():
+        return checkout
+    raise ConfigurationError(f"The installation is incomplete: {installed} is missing.")
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise ConfigurationError unless somebody could listen there now."""
+    try:
+        # As the server itself does, so that connections that linger do not count.
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"Port {port} on {host} is taken. Stop what listens there, or name another with"
+                " --port."
+            ) from None
+        raise ConfigurationError(
+            f"Cannot listen on {host}, port {port}: {error.strerror}. Name others with --host and"
+            " --port."
+        ) from None
+
+
+def _fill(tokens: Tokens, settings: Settings) -> None:
+    from tokenlib import demo
+
+    if not demo.loaded(tokens):
+        load_demo(tokens, settings)
+
+
+def _run(app: Path, host: str, port: int) -> None:
+    """Run Streamlit's own command in this process, until it is told to stop."""
+    # Only the console knows Streamlit; this runs a program that happens to be written in Python.
+    streamlit = importlib.import_module("streamlit.web.cli")
+    options = {
+        "server.address": host,
+        "server.port": str(port),
+        "server.headless": "true",
+        "logger.hideWelcomeMessage": "true",
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    # uvicorn shuts down at SIGTERM and then raises it again; it does not know SIGHUP.
+    ends = {signal.SIGTERM: _leave, signal.SIGHUP: lambda *_: signal.raise_signal(signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, handler)
+        for number, handler in ends.items()
+        if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
+    }
+    try:
+        streamlit.main(["run", *arguments, str(app)], prog_name="streamlit", standalone_mode=False)
+    except (_Stopped, click.Abort):
+        return  # by a signal, or by Ctrl-C, after the server has shut down
+    except SystemExit:
+        raise Failure("The console did not start. The lines above say why.") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Stopped(BaseException):
+    """Somebody asked for the end."""
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
+
+
+def _announce(host: str, port: int, began: float, stopped: threading.Event, as_json: bool) -> None:
+    """Print the address once the server answers there, in one line."""
+    address = _EVERY_INTERFACE.get(host, host)
+    while not stopped.wait(_POLL_SECONDS):
+        with suppress(OSError, HTTPException):
+            connection = HTTPConnection(address, port, timeout=5)
+            try:
+                connection.request("GET", "/_stcore/health")
+                ready = connection.getresponse().status == 200
+            finally:
+                connection.close()
+            if ready:
+                name = "localhost" if address in _LOOPBACK else address
+                url, seconds = f"http://{name}:{port}", round(time.monotonic() - began, 1)
+                if as_json:
+                    click.echo(json.dumps({"url": url, "seconds": seconds}))
+                else:
+                    click.echo(
+                        f"tokenlib is ready on {url} after {seconds} s. Stop it with Ctrl-C."
+                    )
+                return

@@ -1,0 +1,177 @@
+"""The environment, read once into :class:`Settings`. Nothing else in tokenlib reads it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from tokenlib.errors import ConfigurationError
+from tokenlib.retry import DEADLINE_SECONDS
+
+SwitchOverride = Literal["enforce", "log_only", "off"]
+
+# RFC 7518, section 3.2: an HS256 key is at least as long as the hash.
+MIN_SECRET_BYTES = 32
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+_SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment says, checked. An unset or empty variable takes its default.
+
+    Raises ConfigurationError from :meth:`from_env`, naming the variable and what is allowed.
+    Its repr shows no secret and no database URL, since a URL may carry a password.
+    """
+
+    data_dir: Path
+    database_url: str | None = field(default=None, repr=False)
+    migration_url: str | None = field(default=None, repr=False)
+    jwt_secret: str | None = field(default=None, repr=False)
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    switch: SwitchOverride | None = None
+    pool_size: int = 10
+    prepare: bool = True
+    deadline: float = DEADLINE_SECONDS
+    llm_base_url: str | None = None
+    llm_api_key: str | None = field(default=None, repr=False)
+    llm_model: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8501
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Read and check every TOKENLIB_ variable; ConfigurationError names the first bad one."""
+        database_url = _database_url(environ, "TOKENLIB_DATABASE_URL")
+        return cls(
+            data_dir=_data_dir(environ),
+            database_url=database_url,
+            migration_url=_database_url(environ, "TOKENLIB_MIGRATION_URL") or database_url,
+            jwt_secret=_secret(environ, "TOKENLIB_JWT_SECRET"),
+            jwt_issuer=_text(environ, "TOKENLIB_JWT_ISSUER"),
+            jwt_audience=_text(environ, "TOKENLIB_JWT_AUDIENCE"),
+            switch=_switch(environ, "TOKENLIB_SWITCH"),
+            pool_size=_integer(environ, "TOKENLIB_POOL_SIZE", cls.pool_size, 1, 1000),
+            prepare=_boolean(environ, "TOKENLIB_PREPARE", cls.prepare),
+            deadline=_seconds(environ, "TOKENLIB_DEADLINE", cls.deadline, 0.1, 300),
+            llm_base_url=_http_url(environ, "TOKENLIB_LLM_BASE_URL"),
+            llm_api_key=_text(environ, "TOKENLIB_LLM_API_KEY"),
+            llm_model=_text(environ, "TOKENLIB_LLM_MODEL"),
+            host=_text(environ, "TOKENLIB_HOST") or cls.host,
+            port=_integer(environ, "TOKENLIB_PORT", cls.port, 1, 65535),
+        )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the bundled PostgreSQL serves, because no database URL is set."""
+        return self.database_url is None
+
+    @property
+    def sqlalchemy_url(self) -> str | None:
+        """The database URL with SQLAlchemy's psycopg driver, or None for the bundled server."""
+        return self.database_url and sqlalchemy_url(self.database_url)
+
+    @property
+    def sqlalchemy_migration_url(self) -> str | None:
+        """The owner's URL with SQLAlchemy's psycopg driver, or None for the bundled server."""
+        return self.migration_url and sqlalchemy_url(self.migration_url)
+
+
+def sqlalchemy_url(url: str, name: str = "The database URL") -> str:
+    """`postgres://` and `postgresql://` in the form that selects SQLAlchemy's psycopg driver.
+
+    Raises ConfigurationError, which begins with `name` and does not repeat the URL.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _SCHEMES:
+        raise ConfigurationError(
+            f"{name} must start with postgresql:// (or postgres://), for example"
+            " postgresql://user:password@host:5432/database."
+        )
+    return f"postgresql+psycopg://{rest}"
+
+
+def _text(environ: Mapping[str, str], name: str) -> str | None:
+    return environ.get(name, "").strip() or None
+
+
+def _database_url(environ: Mapping[str, str], name: str) -> str | None:
+    url = _text(environ, name)
+    if url is not None:
+        sqlalchemy_url(url, name)
+    return url
+
+
+def _secret(environ: Mapping[str, str], name: str) -> str | None:
+    secret = environ.get(name) or None
+    if secret is not None and len(secret.encode()) < MIN_SECRET_BYTES:
+        raise ConfigurationError(f"{name} must be at least {MIN_SECRET_BYTES} bytes long.")
+    return secret
+
+
+def _switch(environ: Mapping[str, str], name: str) -> SwitchOverride | None:
+    value = _text(environ, name)
+    if value is not None and value not in get_args(SwitchOverride):
+        raise ConfigurationError(f"{name} must be enforce, log_only or off, or unset.")
+    return cast(SwitchOverride | None, value)
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    value = _text(environ, name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit() and low <= int(value) <= high):
+        raise ConfigurationError(f"{name} must be a whole number from {low} to {high}.")
+    return int(value)
+
+
+def _seconds(
+    environ: Mapping[str, str], name: str, default: float, low: float, high: float
+) -> float:
+    value = _text(environ, name)
+    if value is None:
+        return default
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value) or not low <= float(value) <= high:
+        raise ConfigurationError(f"{name} must be seconds, from {low:g} to {high:g}.")
+    return float(value)
+
+
+def _boolean(environ: Mapping[str, str], name: str, default: bool) -> bool:
+    value = _text(environ, name)
+    if value is None:
+        return default
+    if value.lower() not in _TRUE + _FALSE:
+        raise ConfigurationError(f"{name} must be true or false.")
+    return value.lower() in _TRUE
+
+
+def _http_url(environ: Mapping[str, str], name: str) -> str | None:
+    value = _text(environ, name)
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ConfigurationError(f"{name} must start with http:// or https://.")
+    return value
+
+
+def _data_dir(environ: Mapping[str, str]) -> Path:
+    value = _text(environ, "TOKENLIB_DATA_DIR")
+    if value is not None:
+        try:
+            return Path(value).expanduser().absolute()
+        except RuntimeError as error:
+            raise ConfigurationError(
+                "TOKENLIB_DATA_DIR names the home folder of a user that does not exist."
+            ) from error
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        # PostgreSQL refuses to run as root, and the user that runs it instead cannot enter HOME.
+        return Path("/var/lib/tokenlib")
+    # The XDG rules ignore a relative path.
+    shared = Path(environ.get("XDG_DATA_HOME", ""))
+    base = shared if shared.is_absolute() else Path.home() / ".local" / "share"
+    return base / "tokenlib"

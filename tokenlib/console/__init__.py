@@ -1,0 +1,1 @@
+"""The Streamlit console: frame, session, and what several pages draw."""

@@ -1,0 +1,107 @@
+"""Charts that several pages draw. Colors come from the theme, so they follow light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import date
+
+import altair as alt
+import pandas as pd
+import streamlit as st
+
+HEIGHT = 320
+BAR = 26
+"""Pixels for each bar of a ranking."""
+PICK = "bar"
+"""The name of the selection in a chart of bars."""
+
+
+def stacked(
+    frame: pd.DataFrame,
+    labels: Sequence[str],
+    groups: Sequence[str],
+    description: str,
+    key: str | None = None,
+    on_pick: Callable[[str, str], None] | None = None,
+) -> None:
+    """Stacked bars of `value` tokens at each `label` in time, one color for each `group`.
+
+    Every one of `labels` has its place, also without a row. `note` says what is special about a
+    bar, and `strength` how strongly it is drawn. A click calls `on_pick` with the bar's `start` and
+    `key`, both empty when the same bar is clicked again.
+    """
+    bars = (
+        alt.Chart(frame)
+        .mark_bar(cursor="pointer" if key else "default")
+        .encode(
+            x=alt.X(
+                "label:O",
+                title=None,
+                sort=list(labels),
+                scale=alt.Scale(domain=list(labels)),
+                axis=alt.Axis(labelAngle=0, labelOverlap="greedy", labelSeparation=10),
+            ),
+            y=alt.Y("value:Q", title="Tokens", axis=alt.Axis(format="~s", tickMinStep=1)),
+            color=alt.Color(
+                "group:N",
+                title=None,
+                sort=list(groups),
+                scale=alt.Scale(domain=list(groups)),
+                legend=alt.Legend(orient="bottom", columns=2, labelLimit=150),
+            ),
+            order=alt.Order("place:Q"),
+            opacity=alt.Opacity("strength:Q", scale=None, legend=None),
+            tooltip=[
+                alt.Tooltip("label:O", title="When"),
+                alt.Tooltip("group:N", title="What"),
+                alt.Tooltip("value:Q", title="Tokens", format=","),
+                alt.Tooltip("uses:Q", title="Uses", format=","),
+                alt.Tooltip("note:N", title="Only"),
+            ],
+        )
+        .properties(height=HEIGHT)
+    )
+    if key is None or on_pick is None:
+        st.altair_chart(bars, alt=description)
+        return
+
+    def clicked() -> None:
+        picked = st.session_state[key]["selection"].get(PICK)
+        on_pick(picked[0]["start"], picked[0]["key"]) if picked else on_pick("", "")
+
+    pick = alt.selection_point(name=PICK, fields=["start", "key"], toggle=False)
+    st.altair_chart(bars.add_params(pick), key=key, on_select=clicked, alt=description)
+
+
+def per_day(
+    frame: pd.DataFrame, days: Sequence[date], features: Sequence[str], description: str
+) -> None:
+    """The same for rows with `day`, `feature`, `uses` and `tokens`, in the catalog's order."""
+    places = {feature: place for place, feature in enumerate(features)}
+    data = frame.assign(
+        # As words: a browser would read a date as midnight in some time zone and might shift it.
+        label=[_label(day) for day in frame["day"]],
+        group=frame["feature"],
+        value=frame["tokens"],
+        place=[places.get(feature, len(places)) for feature in frame["feature"]],
+        strength=1.0,
+        note="",
+    )
+    stacked(data.drop(columns="day"), [_label(day) for day in days], features, description)
+
+
+def ranking(frame: pd.DataFrame, name: str, description: str) -> None:
+    """Horizontal bars of `tokens`, in the order of the rows; `name` is the column to label by."""
+    bars = alt.Chart(frame).encode(
+        y=alt.Y(f"{name}:N", sort=None, title=None, axis=alt.Axis(labelLimit=170)),
+        x=alt.X("tokens:Q", title=None, axis=alt.Axis(format="~s", tickMinStep=1, tickCount=6)),
+        tooltip=[
+            alt.Tooltip(f"{name}:N", title=name.capitalize()),
+            alt.Tooltip("tokens:Q", title="Tokens", format=","),
+        ],
+    )
+    st.altair_chart(bars.mark_bar().properties(height=len(frame) * BAR + 40), alt=description)
+
+
+def _label(day: date) -> str:
+    return f"{day.day} {day:%b}"

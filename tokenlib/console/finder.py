@@ -1,0 +1,42 @@
+"""Find an organization from any page: by name, by id or by a member's e-mail."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from tokenlib.console import format as fmt
+from tokenlib.console import links
+from tokenlib.console.session import Person
+
+KEY = "find"
+_FOUND = 6
+
+
+@st.fragment
+def draw(person: Person) -> None:
+    """A search field and what it finds; a name opens its organization.
+
+    A fragment: what is typed here asks nothing of the page beside it.
+    """
+    search = st.text_input(
+        "Find an organization",
+        key=KEY,
+        type="search",
+        live="300ms",
+        placeholder="Name, e-mail or id",
+    )
+    if not search:
+        return
+    found = person.reports.organizations(search, limit=_FOUND)
+    for row in found.rows:
+        if st.button(
+            fmt.plain(row.name),
+            key=f"{KEY}_{row.organization_id}",
+            type="tertiary",
+            icon=":material/apartment:",
+        ):
+            links.organization(row.organization_id)
+    if not found.rows:
+        st.caption("No organization matches.")
+    elif found.total > len(found.rows):
+        st.caption(f"{fmt.number(found.total - len(found.rows))} more. Type more of the name.")

@@ -1,0 +1,156 @@
+"""Figures and times as people read them. Nothing here draws or asks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from typing import Literal, Protocol
+
+from tokenlib.domain import Catalog, level, uses_left
+
+PACKS = "shared"
+"""The token type of purchased packs: pays for every feature, and never refreshes."""
+
+Color = Literal["green", "yellow", "red", "gray", "blue"]
+
+
+class Wallet(Protocol):
+    """What a balance of the gate and a row of the reports have in common."""
+
+    @property
+    def token_type(self) -> str: ...
+    @property
+    def balance(self) -> int: ...
+    @property
+    def reserved(self) -> int: ...
+    @property
+    def total_used(self) -> int: ...
+    @property
+    def total_allocated(self) -> int: ...
+    @property
+    def unlimited(self) -> bool: ...
+    @property
+    def refresh_date(self) -> datetime: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What figures are read against: the clock of the books, the reader's time zone, the catalog.
+
+    `types` has the title of each token type.
+    """
+
+    now: datetime
+    zone: tzinfo
+    catalog: Catalog
+    types: Mapping[str, str]
+
+    def feature(self, name: str) -> str:
+        """A feature's title; its name when the catalog has it no more."""
+        known = self.catalog.features.get(name)
+        return known.title if known else name
+
+    @property
+    def features(self) -> list[str]:
+        """Every feature's title, in the catalog's order."""
+        return [feature.title for feature in self.catalog.features.values()]
+
+    def token_type(self, name: str) -> str:
+        """A token type's title."""
+        return self.types.get(name, name)
+
+    def date(self, moment: datetime) -> str:
+        """A day: 9 Dec 2026."""
+        local = moment.astimezone(self.zone)
+        return f"{local.day} {local:%b %Y}"
+
+    def time(self, moment: datetime) -> str:
+        """A minute: 9 Dec 2026, 14:05."""
+        return f"{self.date(moment)}, {moment.astimezone(self.zone):%H:%M}"
+
+    def days(self, moment: datetime) -> str:
+        """How far a day is from today: today, in 9 days, 2 days ago."""
+        today = self.now.astimezone(self.zone).date()
+        apart = (moment.astimezone(self.zone).date() - today).days
+        match apart:
+            case 0:
+                return "today"
+            case 1:
+                return "tomorrow"
+            case -1:
+                return "yesterday"
+        return f"in {apart:,} days" if apart > 0 else f"{-apart:,} days ago"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a wallet stands: a word and a mark beside the color, which never speaks alone."""
+
+    word: str
+    mark: str
+    color: Color
+    icon: str
+
+
+PLENTY = Standing("Above half", "●", "green", ":material/check_circle:")
+HALF = Standing("Half or less", "◐", "yellow", ":material/pending:")
+LOW = Standing("Low", "○", "red", ":material/warning:")
+ABSENT = Standing("Not in this plan", "—", "gray", ":material/block:")
+UNLIMITED = Standing("Unlimited", "∞", "blue", ":material/all_inclusive:")
+STANDINGS = (PLENTY, HALF, LOW, ABSENT, UNLIMITED)
+
+
+def standing(wallet: Wallet) -> Standing:
+    """Green above 50 %, yellow from 20 to 50 %, red below 20 %, gray for 0 of 0."""
+    if wallet.unlimited:
+        return UNLIMITED
+    by_level = {"green": PLENTY, "yellow": HALF, "red": LOW, "none": ABSENT}
+    return by_level[level(wallet.balance, wallet.total_allocated)]
+
+
+def number(amount: int) -> str:
+    """A whole number with thousands separated: 1,820."""
+    return f"{amount:,}"
+
+
+def plain(text: str) -> str:
+    """Text from people or models for a place that reads Markdown: every sign as it stands.
+
+    Else a name could draw an image from another host.
+    """
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
+
+
+def count(amount: int, noun: str) -> str:
+    """An amount and its noun: 1 use, 2 uses."""
+    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+
+
+def dollars(cents: int) -> str:
+    """Cents as dollars: $149, $1,234.50."""
+    whole, rest = divmod(cents, 100)
+    return f"${whole:,}.{rest:02}" if rest else f"${whole:,}"
+
+
+def balance(wallet: Wallet) -> str:
+    """What is left of what was given: 17 of 20."""
+    if wallet.unlimited:
+        return "Unlimited"
+    if wallet.total_allocated == 0:
+        return ABSENT.word
+    return f"{wallet.balance:,} of {wallet.total_allocated:,}"
+
+
+def uses(wallet: Wallet, catalog: Catalog) -> list[str]:
+    """What the balance buys, a line for each feature: "Generate a quest: 5 uses left"."""
+    if wallet.unlimited or wallet.total_allocated == 0:
+        return []
+    if wallet.token_type == PACKS:
+        return ["Pays for every feature"]
+    return [
+        f"{feature.title}: {count(uses_left(wallet.balance, feature.cost), 'use')} left"
+        for feature in catalog.features.values()
+        if feature.token_type == wallet.token_type
+    ]

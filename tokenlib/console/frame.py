@@ -1,0 +1,235 @@
+"""What stands around every page: who is signed in, the menu, and errors said plainly.
+
+This is the script that Streamlit runs. It lies apart from `pages/`, or a first deep link would run
+a page without it; each page checks the reader's role itself all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from tokenlib import demo
+from tokenlib.console import actions, finder, process, refusals, session, switch
+from tokenlib.console import format as fmt
+from tokenlib.console.session import EVERYBODY, PERSONA, STAFF, Person, Role
+from tokenlib.errors import TokenlibError
+
+CHOICE = "persona_choice"
+SWITCHED = "persona_switched"
+SHOWN = "page_shown"
+AI = "AI features"
+OPERATION = "Operation"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A page of the menu, and whose it is. The first view of a role is its start page."""
+
+    file: str
+    title: str
+    icon: str
+    roles: tuple[Role, ...]
+    help: str
+    listed: bool = True  # False: reached from a row or by its address, not from the menu
+    section: str = ""
+
+
+VIEWS = (
+    View(
+        "overview.py",
+        "Overview",
+        ":material/dashboard:",
+        STAFF,
+        "How it goes, what needs somebody now, and what moved.",
+    ),
+    View(
+        "organizations.py",
+        "Organizations",
+        ":material/domain:",
+        STAFF,
+        "What every organization has left, and who runs low.",
+    ),
+    View(
+        "organization.py",
+        "Organization",
+        ":material/apartment:",
+        STAFF,
+        "One organization: what it has, what used it, why it was refused.",
+        listed=False,
+    ),
+    View(
+        "usage.py",
+        "Usage",
+        ":material/monitoring:",
+        STAFF,
+        "Uses and tokens by feature, over a day up to a quarter.",
+    ),
+    View(
+        "spenders.py",
+        "Top spenders",
+        ":material/leaderboard:",
+        STAFF,
+        "The organizations and people that use the most tokens.",
+    ),
+    View(
+        "health.py",
+        "Health",
+        ":material/monitor_heart:",
+        STAFF,
+        "Whether the books close, what is stuck, and how fast the gate answers.",
+        section=OPERATION,
+    ),
+    View(
+        "settings.py",
+        "Settings",
+        ":material/settings:",
+        ("admin",),
+        "Costs, allowances, limits, the emergency switch, staff, and who changed what.",
+        section=OPERATION,
+    ),
+    View(
+        "tokens.py",
+        "Your tokens",
+        ":material/toll:",
+        ("member",),
+        "What your organization has left, and what used it.",
+    ),
+    View(
+        "quests.py",
+        "Quests",
+        ":material/flag:",
+        EVERYBODY,
+        "Generate a quest line and watch the balance move.",
+        section=AI,
+    ),
+    View(
+        "features.py",
+        "Other AI features",
+        ":material/auto_awesome:",
+        EVERYBODY,
+        "Run the other features of the catalog on small inputs.",
+        section=AI,
+    ),
+)
+
+
+def main() -> None:
+    """Sign in, choose the page, run it."""
+    st.set_page_config(page_title="Tokenlib", page_icon="🪙", layout="wide")
+    st.logo(":material/toll:", size="large")
+    try:
+        demo_mode = session.demo_mode()
+        with st.sidebar:
+            top, bottom = st.container(), st.container()
+        if demo_mode:
+            with bottom:
+                choose_persona()
+        person = session.current()
+    except TokenlibError as error:
+        closed("Not available", error)
+        return
+    if person is None:
+        closed("Sign-in needed", None)
+        return
+    pages = menu(person)
+    page = st.navigation(pages)
+    if st.session_state.pop(SWITCHED, False) and person.role not in roles_of(page.title):
+        st.switch_page(next(page for listed in pages.values() for page in listed))
+    if person.role != "member":
+        with top:
+            finder.draw(person)
+    with bottom:
+        signed_in(person)
+    if st.session_state.get(SHOWN) != page.title:
+        st.session_state[SHOWN] = page.title
+        actions.leave()
+    header(page.title, demo_mode)
+    switch.banner(person)
+    try:
+        page.run()
+    except TokenlibError as error:
+        refusals.problem(error)
+
+
+def choose_persona() -> None:
+    """The demo mode's sign-in: anybody may be anybody."""
+    # The widget forgets its value when a page is switched; the session does not.
+    st.session_state.setdefault(PERSONA, next(iter(demo.PERSONAS)))
+    st.session_state[CHOICE] = st.session_state[PERSONA]
+    st.segmented_control(
+        "Signed in as",
+        list(demo.PERSONAS),
+        key=CHOICE,
+        required=True,
+        format_func=str.capitalize,
+        on_change=_switch,
+        help="Demo mode. The database decides what each of them may see.",
+    )
+
+
+def _switch() -> None:
+    st.session_state.update({PERSONA: st.session_state[CHOICE], SWITCHED: True})
+
+
+def menu(person: Person) -> dict[str, list[st.Page]]:
+    """Every page, the start page of the role first; those of other roles are not shown."""
+    views = sorted(VIEWS, key=lambda view: person.role not in view.roles)
+    pages: dict[str, list[st.Page]] = {}
+    for view in views:
+        pages.setdefault(view.section, []).append(
+            st.Page(
+                process.pages_folder() / view.file,
+                title=view.title,
+                icon=view.icon,
+                help=view.help,
+                default=view is views[0],
+                visibility="visible" if view.listed and person.role in view.roles else "hidden",
+            )
+        )
+    return pages
+
+
+def signed_in(person: Person) -> None:
+    """Who is signed in, and as what."""
+    st.caption(f":material/person: {fmt.plain(person.name)} · {person.role}")
+
+
+def roles_of(title: str) -> tuple[Role, ...]:
+    """Whose page this is."""
+    return next(view.roles for view in VIEWS if view.title == title)
+
+
+def header(title: str, demo_mode: bool) -> None:
+    """The page's title, and beside it what everybody has to know now."""
+    with st.container(
+        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
+    ):
+        st.title(title, width="content")
+        if demo_mode:
+            st.badge(
+                "Demo mode: synthetic data, no sign-in", icon=":material/science:", color="violet"
+            )
+
+
+def closed(title: str, error: TokenlibError | None) -> None:
+    """The only page where nobody can be signed in: no menu, no data."""
+
+    def body() -> None:
+        st.title(title)
+        if error is not None:
+            refusals.problem(error)
+            st.button("Try again", icon=":material/refresh:")
+            return
+        st.info(
+            "This console stands on a database of your own, and it has no sign-in yet, so it shows"
+            " nothing. The API and the `tokenlib` command work. To see the console with demo data,"
+            " start it without TOKENLIB_DATABASE_URL.",
+            icon=":material/lock:",
+        )
+
+    st.navigation([st.Page(body, title=title, default=True)], position="hidden").run()
+
+
+main()

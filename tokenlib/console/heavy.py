@@ -1,0 +1,187 @@
+"""Who spends most, how unusual that is for them, and who goes beyond the abuse limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, Literal
+from uuid import UUID
+
+import streamlit as st
+
+from tokenlib.console import actions, cards, charts, links, shapes, tables, throttle
+from tokenlib.console import format as fmt
+from tokenlib.console.format import Context
+from tokenlib.console.ranges import Window
+from tokenlib.console.session import Person
+from tokenlib.reports import Page
+from tokenlib.reports.spend import BASELINE_DAYS, UNUSUAL_FROM, AbuseRow, Spender
+
+OVER = {
+    "alert_tokens_per_hour": "tokens in an hour",
+    "requests_per_minute": "requests in a minute",
+    "seconds_between_requests": "too fast",
+    "tokens_per_request": "large requests",
+}
+"""Limits, as what somebody did too much of."""
+
+Who = Literal["organization", "user"]
+WHO: dict[Who, str] = {"organization": "Organizations", "user": "People"}
+
+PAUSE = "Pause"
+EITHER = "Pause or resume"
+RESUME = "Resume"
+THROTTLE = "Throttle"
+
+
+def figures(rows: Sequence[Spender], total: int, before: int, window: Window) -> None:
+    """What the page is about, in three figures."""
+    with st.grid(3, min_column_width=150):
+        cards.figure(
+            "Tokens used", total, before, f"Gross. The change is against {window.before.words}."
+        )
+        st.metric(
+            f"Share of the top {len(rows)}",
+            f"{sum(row.share for row in rows):.0%}",
+            border=True,
+            height="stretch",
+            help="Of all tokens used in this time.",
+        )
+        st.metric(
+            "Unusual for themselves",
+            f"{sum(odd(row) for row in rows)} of {len(rows)}",
+            border=True,
+            height="stretch",
+            help=f"Far above their own {BASELINE_DAYS} days before this time.",
+        )
+
+
+def choose() -> Who:
+    """Organizations or people."""
+    return st.segmented_control(
+        "Who",
+        list(WHO),
+        key="who",
+        bind="query-params",
+        default="organization",
+        required=True,
+        format_func=lambda name: WHO[name],
+        label_visibility="collapsed",
+    )
+
+
+def ranking(rows: Sequence[Spender], who: Who, window: Window, context: Context) -> None:
+    """Bars of the tokens used."""
+    name = "user" if who == "user" else "organization"
+    first = rows[0]
+    frame = tables.frame(rows, [name, "tokens"], context)
+    seen = list(frame[name])
+    if len(set(seen)) < len(seen):  # two of one name are two bars
+        frame[name] = [f"{place}. {one}" for place, one in enumerate(seen, 1)]
+    charts.ranking(
+        frame,
+        name,
+        f"{getattr(first, name)} used most tokens {window.phrase}:"
+        f" {fmt.number(first.tokens)}, {first.share:.0%} of all. The table has the figures.",
+    )
+
+
+def table(rows: Sequence[Spender], who: Who, person: Person, window: Window, ctx: Context) -> None:
+    """The figures of each, its trend, its change, and in words how unusual that is."""
+    key = f"spender_{who}"
+    by_user = who == "user"
+    fields = ["user", "organization"] if by_user else ["organization", "plan"]
+    data = tables.frame(rows, [*fields, "tokens", "share"], ctx)
+    data["unusual"] = [unusual(row) for row in rows]
+    data["change"] = [shapes.change(row.tokens, row.before) for row in rows]
+    data["trend"] = [trend(row) for row in rows]
+    data["calls"] = [row.calls for row in rows]
+    columns: dict[str, Any] = {
+        "organization": links.column(key),
+        **({"user": "Person"} if by_user else {"plan": "Plan"}),
+        "tokens": tables.number("Tokens", note="Gross: what was deducted."),
+        "share": st.column_config.NumberColumn("Share", format="percent", width=70),
+        "unusual": st.column_config.TextColumn("Against its own past", width=190),
+        "change": st.column_config.TextColumn(
+            "Change", help=f"Against {window.before.words}.", width=80
+        ),
+        "trend": st.column_config.AreaChartColumn(
+            f"Last {BASELINE_DAYS} days",
+            y_min=0,
+            width=110,
+            help="Whole days of 24 hours, the last one on the right.",
+        ),
+        "calls": tables.number("Calls"),
+    }
+    subjects = [row.user_id for row in rows] if by_user else [None] * len(rows)
+    _acting(data, columns, key, person, [EITHER if user else "" for user in subjects])
+    tables.show(data, columns, f"Who used most tokens {window.phrase}, and how unusual that is")
+    _follow(key, [row.organization_id for row in rows], subjects)
+
+
+def abuse(found: Page[AbuseRow], person: Person, context: Context) -> None:
+    """People beyond a limit, with what they did and the way to stop it."""
+    rows = found.rows
+    names = ["user", "organization", "peak_hour_tokens", "peak_minute_requests", "rate_limited"]
+    data = tables.frame(rows, names, context)
+    data["over"] = [", ".join(OVER.get(one, one) for one in row.over) for row in rows]
+    data["state"] = ["AI paused" if row.paused_at else "Active" for row in rows]
+    columns: dict[str, Any] = {
+        "organization": links.column("abuse"),
+        "user": "Person",
+        "over": st.column_config.TextColumn("Too much of", width=190),
+        "peak_hour_tokens": tables.number("Peak hour", note="Most tokens in any 60 minutes."),
+        "peak_minute_requests": tables.number("Peak minute", note="Most requests in 60 seconds."),
+        "rate_limited": tables.number("Refused", note="As too many requests."),
+        "state": "State",
+    }
+    ids, users = [row.organization_id for row in rows], [row.user_id for row in rows]
+    _acting(data, columns, "abuse", person, [RESUME if r.paused_at else PAUSE for r in rows])
+    tables.show(data, columns, "People beyond a limit of theirs")
+    _follow("abuse", ids, users)
+    if found.total > len(rows):
+        st.caption(f"The first {len(rows)} of {fmt.number(found.total)}.")
+
+
+def unusual(row: Spender) -> str:
+    """How a spender's day compares with its own past: 3.1 × its usual day."""
+    if row.new:
+        return "New: nothing before"
+    usual = median(row.daily[:BASELINE_DAYS])
+    mark = "⚠ Unusual: " if odd(row) else ""
+    if not usual:
+        return f"{mark}idle on most days before"
+    return f"{mark}{row.tokens / max(row.days, 1.0) / usual:,.1f} × its usual day"
+
+
+def odd(row: Spender) -> bool:
+    """Whether that is far above its own past."""
+    return row.unusual is not None and row.unusual > UNUSUAL_FROM
+
+
+def trend(row: Spender) -> list[int]:
+    """Its last whole days, without the one that is not over."""
+    whole = row.daily if float(row.days).is_integer() else row.daily[:-1]
+    return list(whole[-BASELINE_DAYS:])
+
+
+def _acting(
+    data: Any, columns: dict[str, Any], key: str, person: Person, pauses: Sequence[str]
+) -> None:
+    # Drawn for admins only; the database decides when they confirm.
+    if person.role != "admin":
+        return
+    if any(pauses):
+        data["pause"] = list(pauses)
+        columns["pause"] = st.column_config.ButtonColumn("Person", key=f"{key}_pause")
+    data["throttle"] = THROTTLE
+    columns["throttle"] = st.column_config.ButtonColumn("All its people", key=f"{key}_throttle")
+
+
+def _follow(key: str, organizations: Sequence[UUID], users: Sequence[UUID | None]) -> None:
+    for action, name in (("user", f"{key}_pause"), (throttle.ACTION, f"{key}_throttle")):
+        click = st.session_state.get(name)
+        if click is not None and 0 <= click["row"] < len(organizations):
+            subject = users[click["row"]] if action == "user" else None
+            actions.ask(action, organizations[click["row"]], subject)
+    links.follow(key, organizations)

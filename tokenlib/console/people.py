@@ -1,0 +1,37 @@
+"""The people of an organization: what each used, and who is paused."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from tokenlib.console import actions, cards, tables
+from tokenlib.console.actions import Desk
+
+CLICK = "people_action"
+
+
+def draw(desk: Desk) -> None:
+    """A row for each person; an admin pauses or resumes one."""
+    context = desk.context
+    rows = desk.person.reports.members(desk.organization_id)
+    if not rows:
+        cards.empty("Nobody belongs to this organization.", ":material/group_off:")
+        return
+    data = tables.frame(rows, ["user", "email", "role", "calls", "tokens", "last_used_at"], context)
+    data["state"] = ["AI paused" if row.paused_at else "Active" for row in rows]
+    columns = {
+        "user": "Person",
+        "email": "E-mail",
+        "role": "Role",
+        "state": "State",
+        "calls": tables.number("Calls", note="In the last 30 days."),
+        "tokens": tables.number("Tokens", note="In the last 30 days, gross."),
+        "last_used_at": tables.time("Last use", context.zone),
+    }
+    if desk.admin:
+        data["action"] = ["Resume" if row.paused_at else "Pause" for row in rows]
+        columns["action"] = st.column_config.ButtonColumn("Action", key=CLICK)
+    tables.show(data, columns, "The people of this organization and what each used")
+    click = st.session_state.get(CLICK)
+    if click is not None and 0 <= click["row"] < len(rows):
+        actions.ask("user", desk.organization_id, rows[click["row"]].user_id)

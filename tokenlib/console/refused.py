@@ -1,0 +1,83 @@
+"""Why requests of an organization were refused, and whether one would be refused now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from tokenlib.console import format as fmt
+from tokenlib.console import ranges, reply, tables, verdict
+from tokenlib.console.actions import Desk
+from tokenlib.reports.refusals import RefusalRow
+
+
+def draw(desk: Desk) -> None:
+    """The refusals with their rules and numbers, the verdict of now, and a reply to each."""
+    window = ranges.choose(desk.context.now)
+    rows = desk.person.reports.refusals(window.since, window.until, desk.organization_id)
+    if rows:
+        table(rows, desk)
+    else:
+        st.caption(f"No request was refused {window.phrase}.")
+    zone = reply.choose_zone(desk)
+    left, right = st.columns(2)
+    if rows:
+        with left, st.container(border=True, height="stretch"):
+            st.markdown("**Why was it refused?**")
+            place = st.selectbox(
+                "Refusal",
+                range(len(rows)),
+                key="refusal",
+                format_func=lambda place: label(rows[place], desk),
+            )
+            reply.draw(desk, rows[place], rows[place].feature, zone)
+    with right if rows else left, st.container(border=True, height="stretch"):
+        asked = verdict.draw(desk)
+        if asked is not None:
+            reply.draw(desk, asked[1], asked[0], zone)
+
+
+def label(row: RefusalRow, desk: Desk) -> str:
+    """A refusal in one line."""
+    context = desk.context
+    return (
+        f"{context.time(row.last_at)} · {row.user} · {context.feature(row.feature)}"
+        f" · {tables.word(row.rule).lower()}"
+    )
+
+
+def table(rows: list[RefusalRow], desk: Desk) -> None:
+    """Each refusal with the rule and the numbers that caused it."""
+    names = ["last_at", "user", "feature", "rule", "count"]
+    data = tables.frame(rows, names, desk.context)
+    data.insert(4, "because", [because(row) for row in rows])
+    tables.show(
+        data,
+        {
+            "last_at": tables.time("When", desk.context.zone),
+            "user": "Person",
+            "feature": "Feature",
+            "rule": "Why",
+            "because": "Because",
+            "count": tables.number("Times", note="Within one minute."),
+        },
+        "Refused requests with the rule and its numbers, the latest first",
+    )
+
+
+def because(row: RefusalRow) -> str:
+    """The numbers of a refusal in a few words."""
+    data: Mapping[str, Any] = row.data
+    words = ""
+    match row.rule:
+        case "insufficient_tokens":
+            words = f"needed {fmt.number(row.needed or 0)}, had {fmt.number(row.available or 0)}"
+        case "feature_not_in_plan":
+            words = f"on the {data.get('plan') or 'present'} plan"
+        case "rate_limited" if "limit" in data:
+            words = f"{str(data['limit']).replace('_', ' ')}: {data.get('allowed')} allowed"
+    if data.get("mode") is not None:
+        words = f"{words}; let through by the switch".lstrip("; ")
+    return words

@@ -1,0 +1,113 @@
+"""Who is signed in, and what they may ask. Every page begins with `require`.
+
+The session keeps the name of a persona and nothing else: what that person may do is read from the
+database in every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import tzinfo
+from typing import Literal
+from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import streamlit as st
+
+from tokenlib import demo
+from tokenlib.console.format import Context
+from tokenlib.console.process import gate
+from tokenlib.db import statements
+from tokenlib.reports import Reports, Viewer
+from tokenlib.tokens import Tokens
+
+Role = Literal["admin", "support", "member"]
+STAFF: tuple[Role, ...] = ("admin", "support")
+EVERYBODY: tuple[Role, ...] = ("admin", "support", "member")
+
+PERSONA = "persona"
+"""The session's one entry about who somebody is: a persona of the demo mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody signed in, as the database knows them. Staff belong to no organization."""
+
+    user_id: UUID
+    role: Role
+    name: str
+    organization_id: UUID | None
+
+    @property
+    def viewer(self) -> Viewer:
+        """How this person reads: as staff or as a member, under row-level security."""
+        return Viewer(self.user_id, "authenticated" if self.role == "member" else "tokenlib_reader")
+
+    @property
+    def reports(self) -> Reports:
+        """Every read-only question, answered with what this person may see."""
+        return Reports(gate.tokens().database, self.viewer)
+
+
+def tokens() -> Tokens:
+    """The gate of this process."""
+    return gate.tokens()
+
+
+def demo_mode() -> bool:
+    """Whether people choose who they are: on the bundled database, which holds demo data only."""
+    return gate.settings().embedded
+
+
+def current() -> Person | None:
+    """Who is signed in, asked of the database. None for nobody and for strangers."""
+    persona = demo.PERSONAS.get(str(st.session_state.get(PERSONA)))
+    if persona is None or not demo_mode():
+        return None
+    return known(persona.user_id)
+
+
+def known(user_id: UUID) -> Person | None:
+    """The person whom the database knows under this id."""
+    rows = tokens().database.rows(
+        statements("system")["whoami"], reader="authenticated", user_id=user_id
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    return Person(
+        user_id=row["user_id"],
+        role=row["staff_role"] or "member",
+        name=row["full_name"] or row["email"] or "A member",
+        organization_id=None if row["staff_role"] else row["organization_id"],
+    )
+
+
+def require(*roles: Role) -> Person:
+    """The person signed in, if they have one of these roles; else say so and end the page."""
+    person = current()
+    if person is None:
+        st.info("Open the console at its start page to sign in.", title="Sign-in needed")
+        st.stop()
+    if person.role not in roles:
+        wanted = " and ".join(f"{role}s" if role != "support" else role for role in roles)
+        st.warning(f"This page is for {wanted}.", title="Not for you", icon=":material/lock:")
+        st.stop()
+    return person
+
+
+def context(reports: Reports) -> Context:
+    """What this reader's figures are read against."""
+    catalog = tokens().catalog()
+    titles = tokens().database.rows(statements("catalog")["token_types"])
+    return Context(
+        reports.now(), timezone(), catalog, {row["token_type"]: row["title"] for row in titles}
+    )
+
+
+def timezone() -> tzinfo:
+    """The reader's time zone, as the browser tells it; UTC where it does not."""
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError):
+        return ZoneInfo("UTC")

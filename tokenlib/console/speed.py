@@ -1,0 +1,128 @@
+"""How fast the gate answers, against what operators were promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pandas as pd
+import streamlit as st
+
+from tokenlib.console import gauges, session, tables
+from tokenlib.console.format import Context
+from tokenlib.latency import measure_latency
+from tokenlib.reports import Reports
+from tokenlib.reports.health import TARGETS, LatencyRow
+
+OPERATIONS = {
+    "check": "Token check",
+    "deduct": "Deduction with log",
+    "stats": "Stats",
+    "api": "API response",
+    "page": "Console page",
+}
+GRADES = {
+    "on_target": "✓ On target",
+    "acceptable": "○ Acceptable",
+    "slow": "△ Slow",
+    "alert": "✕ Alert",
+    "unknown": "",
+}
+ON_REQUEST = ("check", "deduct", "stats")
+"""What "measure now" measures; the others are timed from outside the process."""
+
+HISTORY_DAYS = 30
+
+
+def draw(reports: Reports, context: Context) -> None:
+    """Measure on request; the table of targets, the history as charts, and the database's size."""
+    with st.container(border=True):
+        with st.container(
+            horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
+        ):
+            st.markdown("**Speed**", width="content")
+            wanted = st.button("Measure now", icon=":material/timer:", key="measure")
+        if wanted:
+            with st.skeleton(height=60):
+                measure_latency(session.tokens())
+        rows = reports.latencies(context.now - timedelta(days=HISTORY_DAYS))
+        table(rows, context)
+        history(rows, context)
+        st.caption(
+            "Median of 20 calls on a probe organization that no report counts. Measured from"
+            " outside: API response, and console page, from click to the last element"
+            " (`make bench-console`)."
+            f" The database holds {reports.database_size() / 1_000_000:,.0f} MB."
+        )
+
+
+def table(rows: Sequence[LatencyRow], context: Context) -> None:
+    """Each operation with its targets and its latest measurement."""
+    data = pd.DataFrame(
+        [
+            _line(operation, [row for row in rows if row.operation == operation])
+            for operation in OPERATIONS
+        ]
+    )
+    tables.show(
+        data,
+        {
+            "operation": "Operation",
+            "now": tables.milliseconds("Measured"),
+            "grade": "Verdict",
+            "target": tables.milliseconds("Target"),
+            "acceptable": tables.milliseconds("Acceptable"),
+            "alert": tables.milliseconds("Alert"),
+            "when": tables.time("When", context.zone),
+        },
+        "Latency of each operation against its targets",
+    )
+
+
+def history(rows: Sequence[LatencyRow], context: Context) -> None:
+    """A small chart for each operation that was measured more than once, with its target."""
+    measured = {
+        operation: [row for row in reversed(rows) if row.operation == operation]
+        for operation in OPERATIONS
+    }
+    shown = {operation: known for operation, known in measured.items() if len(known) > 1}
+    if not shown:
+        return
+    with st.grid(3, min_column_width=220):
+        for operation, known in shown.items():
+            with st.container():
+                st.markdown(f"{OPERATIONS[operation]}, last {HISTORY_DAYS} days")
+                values = [row.milliseconds for row in known]
+                frame = pd.DataFrame(
+                    {
+                        "when": [context.time(row.measured_at) for row in known],
+                        "place": range(len(known)),
+                        "milliseconds": values,
+                        "verdict": [GRADES[row.grade] for row in known],
+                    }
+                )
+                gauges.latency(
+                    frame,
+                    TARGETS[operation].target,
+                    f"{OPERATIONS[operation]} in {len(known)} measurements: from"
+                    f" {min(values):.1f} to {max(values):.1f} ms, {values[-1]:.1f} ms last; the"
+                    f" target is {TARGETS[operation].target:g} ms.",
+                )
+
+
+def _line(operation: str, rows: Sequence[LatencyRow]) -> dict[str, object]:
+    latest = rows[0] if rows else None
+    promised = TARGETS[operation]
+    return {
+        "operation": OPERATIONS[operation],
+        "now": latest and latest.milliseconds,
+        "grade": GRADES[latest.grade] if latest else _unmeasured(operation),
+        "target": promised.target,
+        "acceptable": promised.acceptable,
+        "alert": promised.alert,
+        "when": latest and latest.measured_at,
+    }
+
+
+def _unmeasured(operation: str) -> str:
+    return "Not measured yet" if operation in ON_REQUEST else "Not measured here"

@@ -1,0 +1,115 @@
+"""What people did: every change of settings, state or balance, page by page, and as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import streamlit as st
+
+from tokenlib.console import desk, exporting, links, tables
+from tokenlib.console.office import Office
+from tokenlib.reports.asking import MAX_ROWS
+from tokenlib.reports.settings import ChangeRow
+
+ROWS = 25
+ACTIONS = (
+    "set_cost",
+    "set_allowance",
+    "set_limits",
+    "set_parameters",
+    "set_mode",
+    "set_staff",
+    "set_status",
+    "change_plan",
+    "pause_user",
+    "grant",
+    "grant_scheduled",
+    "refund",
+    "release",
+    "finding_settled",
+    "erase_metadata",
+)
+_BEFORE = "trail_before"
+_CLICK = "trail_click"
+
+
+def draw(here: Office) -> None:
+    """The filters, one page of changes, the way to older ones, and the export."""
+    people = {str(row.user_id): row.full_name for row in here.person.reports.staff()}
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        action = st.selectbox(
+            "What",
+            ACTIONS,
+            index=None,
+            key="action_filter",
+            bind="query-params",
+            placeholder="Every change",
+            format_func=tables.word,
+            on_change=_first,
+            width=190,
+        )
+        actor = st.selectbox(
+            "Who",
+            list(people),
+            index=None,
+            key="actor_filter",
+            bind="query-params",
+            placeholder="Everybody",
+            format_func=people.__getitem__,
+            on_change=_first,
+            width=190,
+        )
+    before: list[ChangeRow] = st.session_state.setdefault(_BEFORE, [])
+    ask = partial(here.person.reports.changes, action=action, actor=actor)
+    rows = ask(limit=ROWS + 1, before=before[-1] if before else None)
+    if not rows:
+        st.caption("No change matches. Clear a filter.")
+        return
+    tables.show(
+        frame(here, rows[:ROWS]),
+        {
+            "created_at": tables.time("When", here.context.zone),
+            "actor_name": "By",
+            "action": "What",
+            "organization": links.column(_CLICK),
+            "effect": st.column_config.TextColumn("What changed", width="large"),
+            "reason": "Reason",
+        },
+        "Changes, the latest first",
+    )
+    click = st.session_state.get(_CLICK)
+    if click is not None and (chosen := rows[click["row"]].organization_id) is not None:
+        links.organization(chosen)
+    with st.container(horizontal=True):
+        if before and st.button("Newer", icon=":material/arrow_back:", key="trail_newer"):
+            before.pop()
+            st.rerun()
+        if len(rows) > ROWS and st.button(
+            "Older", icon=":material/arrow_forward:", key="trail_older"
+        ):
+            before.append(rows[ROWS - 1])
+            st.rerun()
+        st.download_button(
+            "Export CSV",
+            data=lambda: exporting.csv(frame(here, ask(limit=MAX_ROWS))),
+            file_name="changes.csv",
+            mime="text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+            help=f"What the filters leave, up to {MAX_ROWS:,} changes.",
+        )
+
+
+def frame(here: Office, rows: Sequence[ChangeRow]) -> pd.DataFrame:
+    """The rows as a table."""
+    names = ["created_at", "actor_name", "action", "organization"]
+    data = tables.frame(rows, names, here.context)
+    data["effect"] = [desk.effect(row, here.context) for row in rows]
+    data["reason"] = [row.reason for row in rows]
+    return data
+
+
+def _first() -> None:
+    st.session_state.pop(_BEFORE, None)

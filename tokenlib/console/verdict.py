@@ -1,0 +1,64 @@
+"""Could this person do this now? The gate's own verdict, without a charge."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import streamlit as st
+
+from tokenlib.console import format as fmt
+from tokenlib.console import session, tables
+from tokenlib.console.actions import Desk
+from tokenlib.domain import Verdict
+
+
+def draw(desk: Desk) -> tuple[str, Verdict] | None:
+    """Choose person, feature and size; see the verdict. Returns the feature and what was said.
+
+    None where there is nobody to ask for.
+    """
+    context = desk.context
+    st.markdown("**Could this person do this now?**")
+    members = {row.user_id: row.user for row in desk.person.reports.members(desk.organization_id)}
+    if not members:
+        st.caption("Nobody belongs to this organization.")
+        return None
+    with st.grid(2, min_column_width=150):
+        user = st.selectbox(
+            "Person", list(members), key="verdict_user", format_func=members.__getitem__
+        )
+        feature = st.selectbox(
+            "AI feature",
+            list(context.catalog.features),
+            key="verdict_feature",
+            format_func=context.feature,
+        )
+        units = int(st.number_input("Units", 1, 1_000_000, 1, key="verdict_units"))
+        limits = st.toggle(
+            "With the limits of members",
+            value=True,
+            key="verdict_limits",
+            help="The abuse limits of the console and of member tokens; library callers have none.",
+        )
+    return feature, answer(desk, user, feature, units, limits)
+
+
+def answer(desk: Desk, user: UUID, feature: str, units: int, limits: bool) -> Verdict:
+    """Ask the gate and draw what it says."""
+    found = session.tokens().can_use(desk.organization_id, user, feature, units, limits=limits)
+    numbers = f"Needs {fmt.count(found.needed, 'token')}; {fmt.number(found.available)} available."
+    if found.allowed:
+        st.success(numbers, title="Yes, it would run", icon=":material/check_circle:")
+        return found
+    rule = tables.word(found.rule or "refused")
+    wait = (
+        f" It would run in {fmt.count(max(1, round(found.retry_after)), 'second')}."
+        if found.retry_after is not None
+        else ""
+    )
+    st.warning(
+        f"{fmt.plain(found.message)} {numbers}{wait}",
+        title=f"No: {rule.lower()}",
+        icon=":material/block:",
+    )
+    return found

@@ -1,0 +1,267 @@
+"""The database: named SQL, transactions as somebody, what is asked again, and its errors as ours.
+
+Writes are one function call each, in autocommit: one round trip, and the lock is held only inside
+the server. Reads run in a transaction as the service, as staff or as a member; row-level security
+decides what they see.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors as pg
+from psycopg.rows import dict_row
+
+from tokenlib import pool
+from tokenlib.errors import (
+    BooksBroken,
+    ConfigurationError,
+    DatabaseUnavailable,
+    InvalidInput,
+    NotMigrated,
+    PermissionDenied,
+    TokenlibError,
+    UnknownOrganization,
+)
+from tokenlib.retry import ONCE, Retry
+
+SCHEMA_VERSION = "0001"
+MIN_SERVER_VERSION = 150000
+
+Row = dict[str, Any]
+Reader = Literal["tokenlib_service", "tokenlib_reader", "authenticated"]
+# What a lost reply means for a call. question: it charges nothing; repeatable: twice is the same as
+# once; once: it may not be asked again.
+Kind = Literal["question", "repeatable", "once"]
+
+_UNKNOWN = (
+    "It is unknown whether this was charged or done. Retry with the same idempotency key; a call"
+    " without one cannot be repeated safely, so look into the usage log first."
+)
+
+
+@cache
+def statements(noun: str, folder: str = "queries") -> Mapping[str, str]:
+    """The named statements of `sql/<folder>/<noun>.sql`, by the name in their `-- name:` line."""
+    text = resources.files("tokenlib").joinpath(f"sql/{folder}/{noun}.sql").read_text("utf-8")
+    parts = re.split(r"^-- name: *(\w+)\s*$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], (body.strip() for body in parts[2::2]), strict=True))
+
+
+def as_uuid(value: UUID | str, field: str) -> UUID:
+    """An id as UUID; InvalidInput names the field when it is none."""
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidInput(field, f"must be a UUID, not {value!r}") from None
+
+
+def require_server(connection: psycopg.Connection[Any]) -> None:
+    """Raise ConfigurationError when the server is older than tokenlib can use."""
+    version = connection.info.server_version
+    if version < MIN_SERVER_VERSION:
+        raise ConfigurationError(
+            f"The server is PostgreSQL {version // 10000};"
+            f" tokenlib needs {MIN_SERVER_VERSION // 10000} or later."
+        )
+
+
+class Database:
+    """A pool of connections to one migrated database. Close it when done."""
+
+    def __init__(
+        self, url: str, *, pool_size: int = 10, prepare: bool = True, retry: Retry = ONCE
+    ) -> None:
+        """Raise ConfigurationError for a URL that SQLAlchemy cannot read. Connects lazily."""
+        try:
+            self.url = sa.make_url(url)
+        except sa.exc.ArgumentError:
+            raise ConfigurationError("The database URL is not a PostgreSQL URL.") from None
+        self._engine = pool.create_engine(self.url, pool_size, prepare)
+        self._retry = retry
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+    def check(self) -> None:
+        """Raise NotMigrated or ConfigurationError when this database cannot serve."""
+        with self._connection(self._retry.deadline, "question") as connection:
+            require_server(connection)
+            forgetful = connection.execute(statements("system")["settings_off"]).fetchall()
+            if forgetful:
+                names = " and ".join(name for (name,) in forgetful)
+                raise ConfigurationError(
+                    f"The server runs with {names} off, so a crash can lose charges that were"
+                    f" confirmed. Set {names} to on, for the server, the database and the login."
+                )
+            found = connection.execute(statements("system")["schema_version"]).fetchone()
+            version = found[0] if found else None
+        if version is None or version < SCHEMA_VERSION:
+            raise NotMigrated(
+                f"The database is at schema version {version or 'none'}, this tokenlib needs"
+                f" {SCHEMA_VERSION}. Run `tokenlib migrate`."
+            )
+        if version > SCHEMA_VERSION:
+            raise NotMigrated(
+                f"The database is at schema version {version}, newer than this tokenlib"
+                f" ({SCHEMA_VERSION}). Install the newer tokenlib."
+            )
+
+    def call(self, statement: str, params: Mapping[str, Any], kind: Kind = "once") -> Row:
+        """Run one statement of the write path in its own transaction; return its one row.
+
+        It is asked again, with the same parameters, as far as its kind allows.
+        """
+        rows = self.call_all(statement, params, kind)
+        if len(rows) != 1:
+            raise BooksBroken("The database gave no answer to a call that always has one.")
+        return rows[0]
+
+    def call_all(self, statement: str, params: Mapping[str, Any], kind: Kind = "once") -> list[Row]:
+        """Run one statement of the write path in its own transaction; return its rows.
+
+        The psycopg connection beneath SQLAlchemy is taken for speed: one round trip, prepared.
+        """
+
+        def attempt(patience: float) -> list[Row]:
+            with (
+                self._connection(patience, kind) as connection,
+                connection.cursor(row_factory=dict_row) as cursor,
+            ):
+                return cursor.execute(statement, params).fetchall()
+
+        return self._retry.run(attempt, repeatable=kind != "once")
+
+    def rows(
+        self,
+        statement: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        reader: Reader = "tokenlib_service",
+        user_id: UUID | None = None,
+    ) -> list[Row]:
+        """Run one question as `reader`; row-level security answers for `user_id`."""
+
+        def attempt(_patience: float) -> list[Row]:
+            with self._begun(self._connect(), reader, user_id) as connection:
+                result = connection.exec_driver_sql(statement, dict(params or {}))
+                return [dict(row) for row in result.mappings()]
+
+        return self._retry.run(attempt, repeatable=True)
+
+    @contextmanager
+    def transaction(
+        self, *, reader: Reader = "tokenlib_service", user_id: UUID | None = None
+    ) -> Iterator[sa.Connection]:
+        """A transaction as somebody: role and claims are set in it and end with it.
+
+        What runs in it is not asked again; only its connection is.
+        """
+        opened = self._retry.run(lambda _patience: self._connect(), repeatable=True)
+        with self._begun(opened, reader, user_id) as connection:
+            yield connection
+
+    @contextmanager
+    def _begun(
+        self, opened: sa.Connection, reader: Reader, user_id: UUID | None
+    ) -> Iterator[sa.Connection]:
+        with _errors("question"), opened as connection, connection.begin():
+            if reader != "tokenlib_service":
+                connection.exec_driver_sql(
+                    statements("system")["become"],
+                    {"role": reader, "user_id": str(user_id) if user_id else None},
+                )
+            yield connection
+
+    def _connect(self) -> sa.Connection:
+        with _opening():
+            return self._engine.execution_options(isolation_level="READ COMMITTED").connect()
+
+    @contextmanager
+    def _connection(self, patience: float, kind: Kind) -> Iterator[pool.Connection]:
+        with _opening():
+            pooled = self._engine.raw_connection()
+        connection: pool.Connection = pooled.driver_connection  # type: ignore[assignment]  # by our dialect
+        connection.patience = patience
+        try:
+            with _errors(kind, connection):
+                yield connection
+        finally:
+            if connection.closed:
+                pooled.invalidate()
+            pooled.close()
+
+
+@contextmanager
+def _errors(kind: Kind, connection: psycopg.Connection[Any] | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (sa.exc.DBAPIError, psycopg.Error) as error:
+        ours = translate(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
+        # While the connection stands the server has said what it is: rolled back.
+        if (
+            isinstance(ours, DatabaseUnavailable)
+            and kind != "question"
+            and connection is not None
+            and connection.closed
+        ):
+            ours = DatabaseUnavailable(f"{ours.message.rstrip('.')}. {_UNKNOWN}", "unknown")
+        raise ours from error
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """Before anything is sent."""
+    with _errors("question"):
+        try:
+            yield
+        except sa.exc.TimeoutError as error:
+            raise DatabaseUnavailable(
+                "Every database connection is busy. Nothing was charged; try again."
+            ) from error
+        except sa.exc.InvalidRequestError as error:
+            # A new connection was dead before it was used, and the one after it too.
+            raise DatabaseUnavailable("The database closes every connection.") from error
+
+
+def translate(error: BaseException | None) -> TokenlibError:
+    """A driver error as ours. What it cannot place is DatabaseUnavailable: the answer is no."""
+    if not isinstance(error, psycopg.Error):
+        return DatabaseUnavailable("The database did not answer.")
+    message = error.diag.message_primary or ""
+    match error:
+        case pg.InvalidParameterValue() if error.diag.column_name:
+            return InvalidInput(error.diag.column_name, message)
+        case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected():
+            return DatabaseUnavailable("The wallet is busy. Nothing was charged; try again.")
+        case pg.InsufficientPrivilege():
+            return PermissionDenied(f"The database refused: {message}.")
+        case pg.UndefinedTable() | pg.UndefinedFunction() | pg.InvalidSchemaName():
+            return NotMigrated("The database has no tokenlib tables. Run `tokenlib migrate`.")
+        case pg.NumericValueOutOfRange():
+            return InvalidInput("units", "make a cost that is too large")
+        case (
+            pg.InvalidCatalogName() | pg.InvalidPassword() | pg.InvalidAuthorizationSpecification()
+        ):
+            return ConfigurationError(f"The database refused the connection: {message}.")
+        case psycopg.IntegrityError():
+            return BooksBroken(f"{message}.")
+    if error.sqlstate == "TK403":
+        return PermissionDenied(message)
+    if error.sqlstate == "TK404":
+        return UnknownOrganization(UUID(message))
+    if error.sqlstate is not None and error.sqlstate.startswith("TK"):
+        return BooksBroken(message)
+    detail = message or next(iter(str(error).strip().splitlines()), "no answer")
+    return DatabaseUnavailable(f"The database did not answer: {detail}")

@@ -1,0 +1,374 @@
+"""THE PATH: has enough → reserve → deduct | release, and `spend` around an AI call.
+
+Each verb is one function call in the database, decided there under the wallet's lock. No AI call
+ever happens inside a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+from tokenlib import answers, inputs, offbook
+from tokenlib.catalog import CatalogVerbs
+from tokenlib.db import Kind, Row, as_uuid, statements
+from tokenlib.domain import Balance, Catalog, Reservation, Stats, Usage, Verdict
+from tokenlib.errors import (
+    InvalidInput,
+    NothingToRefund,
+    ReservationOver,
+    TokenlibError,
+    UnknownFeature,
+    UnknownOrganization,
+    UnknownTokenType,
+)
+
+Id = UUID | str
+Let = TypeVar("Let", Usage, Reservation)
+
+
+class GateVerbs(CatalogVerbs):
+    """The verbs that decide and charge. Ids are UUIDs, taken as `uuid.UUID` or `str`."""
+
+    def has_enough_tokens(self, organization: Id, feature: str, units: int = 1) -> bool:
+        """Whether the balance would pay: the UI's question, never the decision."""
+        organization_id = as_uuid(organization, "organization")
+        try:
+            row = self._call(
+                "has_enough",
+                "question",
+                organization_id=organization_id,
+                feature=inputs.text(feature, "feature"),
+                units=inputs.units(units),
+            )
+        except offbook.CANNOT_ANSWER:
+            if not offbook.lets_through(self.override):
+                raise
+            return True
+        if row["status"] in ("yes", "no"):
+            return bool(row["status"] == "yes")
+        if row["status"] == "unknown_feature":
+            raise UnknownFeature(feature, self.catalog().features)
+        raise UnknownOrganization(organization_id)
+
+    def can_use(
+        self, organization: Id, user: Id, feature: str, units: int = 1, *, limits: bool = False
+    ) -> Verdict:
+        """The whole verdict without charging, and the rule that would refuse."""
+        try:
+            row = self._call(
+                "can_use",
+                "question",
+                organization_id=as_uuid(organization, "organization"),
+                user_id=as_uuid(user, "user"),
+                feature=inputs.text(feature, "feature"),
+                units=inputs.units(units),
+                limits=limits,
+                mode=self.override,
+            )
+        except offbook.CANNOT_ANSWER:
+            if not offbook.lets_through(self.override):
+                raise
+            return offbook.verdict(feature, units, self.override, self.known_catalog)
+        allowed = row["status"] == "ok"
+        error = None if allowed else self._refusal(row)
+        if error is not None and not hasattr(error, "rule"):
+            raise error
+        return Verdict(
+            allowed=allowed,
+            rule=None if allowed else row["status"],
+            message="Allowed." if error is None else str(error),
+            needed=row["needed"],
+            available=row["available"],
+            token_type=row["token_type"],
+            refresh_date=row["until"],
+            retry_after=row["retry_after"],
+        )
+
+    def deduct_tokens(
+        self,
+        organization: Id,
+        user: Id,
+        feature: str,
+        units: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        *,
+        limits: bool = False,
+    ) -> Usage:
+        """Charge a feature, all or nothing. A replay of the key returns the first answer.
+
+        With a key a reply that was lost is asked for again, without one it is not. Raises a Refused
+        (nothing charged, refusal on record), IdempotencyConflict, InProgress, NotAMember,
+        UnknownFeature, UnknownOrganization, InvalidInput or DatabaseUnavailable.
+        """
+        organization_id, user_id = as_uuid(organization, "organization"), as_uuid(user, "user")
+        try:
+            row = self._call(
+                "deduct",
+                "once" if idempotency_key is None else "repeatable",
+                organization_id=organization_id,
+                user_id=user_id,
+                feature=inputs.text(feature, "feature"),
+                units=inputs.units(units),
+                metadata=inputs.metadata(metadata),
+                key=inputs.key(idempotency_key),
+                limits=limits,
+                mode=self.override,
+            )
+        except offbook.CANNOT_ANSWER as error:
+            return self._let_through(
+                error,
+                "deduct_tokens",
+                partial(offbook.usage, organization_id, user_id, feature, units),
+            )
+        if row["status"] != "ok":
+            raise self._refusal(row, idempotency_key)
+        return answers.usage(row)
+
+    def reserve(
+        self,
+        organization: Id,
+        user: Id,
+        feature: str,
+        units: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        *,
+        hold_for: timedelta | None = None,
+        limits: bool = False,
+    ) -> Reservation:
+        """Hold the cost while the AI call runs; the hold ends by itself (default 10 minutes).
+
+        Raises what `deduct_tokens` raises, and AlreadySpent when the key was charged before: do not
+        make the AI call again. Without a key it gets one of its own, so that a reply that was lost
+        can be asked for again.
+        """
+        organization_id, user_id = as_uuid(organization, "organization"), as_uuid(user, "user")
+        try:
+            row = self._call(
+                "reserve",
+                "repeatable",
+                organization_id=organization_id,
+                user_id=user_id,
+                feature=inputs.text(feature, "feature"),
+                units=inputs.units(units),
+                metadata=inputs.metadata(metadata),
+                key=_key(idempotency_key),
+                hold_for=inputs.hold_for(hold_for),
+                limits=limits,
+                mode=self.override,
+                id=uuid4(),
+            )
+        except offbook.CANNOT_ANSWER as error:
+            return self._let_through(
+                error,
+                "reserve",
+                partial(offbook.reservation, organization_id, user_id, feature, units, hold_for),
+            )
+        if row["status"] != "ok":
+            raise self._refusal(row, idempotency_key)
+        return answers.reservation(row, units)
+
+    def deduct(
+        self,
+        reservation: Reservation,
+        units: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Usage:
+        """Charge what was used of a hold (all of it by default); the rest goes back.
+
+        A replay returns the first answer. Raises ReservationOver when it was released or expired.
+        """
+        if units is not None:
+            units = inputs.units(units)
+        if not reservation.booked:
+            return offbook.settled(reservation, units, self.known_catalog)
+        try:
+            row = self._call(
+                "deduct_reservation",
+                "repeatable",
+                organization_id=reservation.organization_id,
+                reservation_id=reservation.id,
+                units=units,
+                metadata=inputs.metadata(metadata),
+            )
+        except offbook.CANNOT_ANSWER as error:
+            return self._let_through(error, "deduct", partial(offbook.settled, reservation, units))
+        if row["status"] != "ok":
+            raise self._refusal(row)
+        return answers.usage(row)
+
+    def release(
+        self, reservation: Reservation, reason: str | None = None, *, actor: str | None = None
+    ) -> None:
+        """Give a hold back. Releasing twice is the same as once; ReservationOver if deducted."""
+        if not reservation.booked:
+            return
+        try:
+            row = self._call(
+                "release",
+                "repeatable",
+                organization_id=reservation.organization_id,
+                reservation_id=reservation.id,
+                actor=inputs.optional_text(actor, "actor"),
+                reason=inputs.optional_text(reason, "reason"),
+            )
+        except offbook.CANNOT_ANSWER as error:
+            self._let_through(error, "release", lambda _catalog: reservation)
+            return
+        if row["status"] != "ok":
+            raise self._refusal(row)
+
+    @contextmanager
+    def spend(
+        self,
+        organization: Id,
+        user: Id,
+        feature: str,
+        units: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        *,
+        hold_for: timedelta | None = None,
+        limits: bool = False,
+    ) -> Iterator[Reservation]:
+        """Hold the cost, let the body make the AI call, then charge what was held.
+
+        An exception in the body charges nothing. A body that outlives the hold charges nothing and
+        raises ReservationOver. A body may deduct or release the reservation itself.
+        """
+        held = self.reserve(
+            organization,
+            user,
+            feature,
+            units,
+            metadata,
+            idempotency_key,
+            hold_for=hold_for,
+            limits=limits,
+        )
+        try:
+            yield held
+        except BaseException as error:
+            self.release_quietly(held, type(error).__name__)
+            raise
+        try:
+            self.deduct(held)
+        except ReservationOver as over:
+            if over.state != "released":
+                raise
+
+    def refund(
+        self,
+        usage: Usage | Id,
+        reason: str,
+        *,
+        organization: Id | None = None,
+        actor: str = "api",
+        idempotency_key: str | None = None,
+    ) -> Usage:
+        """Give back a charge, once, with its own entry. Returns what was given back.
+
+        `usage` is a Usage, or its id together with `organization`. A replay of the key returns the
+        first answer. Raises AlreadyRefunded, NothingToRefund, IdempotencyConflict or UnknownUsage.
+        """
+        if isinstance(usage, Usage) and not usage.booked:
+            raise NothingToRefund(usage.id)
+        if isinstance(usage, Usage):
+            organization_id, usage_id = usage.organization_id, usage.id
+        elif organization is None:
+            raise InvalidInput("organization", "is needed with a usage id")
+        else:
+            organization_id = as_uuid(organization, "organization")
+            usage_id = as_uuid(usage, "usage")
+        row = self._call(
+            "refund",
+            "repeatable",
+            organization_id=organization_id,
+            usage_id=usage_id,
+            actor=inputs.text(actor, "actor"),
+            reason=inputs.text(reason, "reason"),
+            key=_key(idempotency_key),
+        )
+        if row["status"] != "ok":
+            raise self._refusal(row, idempotency_key)
+        return answers.usage({**row, "waived": 0})
+
+    def get_token_balance(self, organization: Id, token_type: str) -> Balance:
+        """One wallet, current: a period that has ended is already refreshed."""
+        found = self._balances(organization, inputs.text(token_type, "token_type"))
+        if found:
+            return found[0]
+        known = self.catalog().token_types
+        if token_type not in known:
+            raise UnknownTokenType(token_type, known)
+        # Only `shared` is created at its first purchase and not before.
+        raise InvalidInput("token_type", "shared has no wallet yet: no pack was ever bought")
+
+    def get_all_token_balances(self, organization: Id) -> tuple[Balance, ...]:
+        """Every wallet of the organization, current, in the catalog's order."""
+        return self._balances(organization, None)
+
+    def get_token_stats(self, organization: Id) -> Stats:
+        """Totals over the wallets, each wallet, and the next refresh."""
+        wallets = self.get_all_token_balances(organization)
+        return Stats(
+            organization_id=as_uuid(organization, "organization"),
+            total_balance=sum(wallet.balance for wallet in wallets),
+            total_reserved=sum(wallet.reserved for wallet in wallets),
+            total_used=sum(wallet.total_used for wallet in wallets),
+            total_allocated=sum(wallet.total_allocated for wallet in wallets),
+            refresh_date=min((wallet.refresh_date for wallet in wallets), default=None),
+            by_type=wallets,
+        )
+
+    def _balances(self, organization: Id, token_type: str | None) -> tuple[Balance, ...]:
+        params = {
+            "organization_id": as_uuid(organization, "organization"),
+            "token_type": token_type,
+        }
+        rows = self.database.call_all(statements("gate")["balances"], params, "question")
+        return tuple(answers.balance(row) for row in rows)
+
+    def _call(self, verb: str, kind: Kind, **params: Any) -> Row:
+        return self.database.call(statements("gate")[verb], params, kind)
+
+    def _let_through(
+        self, error: TokenlibError, verb: str, answer: Callable[[Catalog | None], Let]
+    ) -> Let:
+        """The answer that is on no book, put on record; the error unless an operator said so."""
+        if not offbook.lets_through(self.override):
+            raise error
+        let = answer(self.known_catalog)
+        self.log.warning(
+            "TOKENLIB_SWITCH=%s let %s through, on no book:"
+            " organization %s, user %s, feature %s: %s",
+            self.override,
+            verb,
+            let.organization_id,
+            let.user_id,
+            let.feature,
+            error,
+        )
+        return let
+
+    def _refusal(self, row: Row, key: str | None = None) -> Exception:
+        known = self.catalog().features if row["status"] == "unknown_feature" else ()
+        return answers.refusal(row, key=key, known=known)
+
+    def release_quietly(self, held: Reservation, reason: str) -> None:
+        """Give a hold back if that works now; else it ends by itself. Never raises."""
+        try:
+            self.release(held, reason)
+        except Exception as error:  # noqa: BLE001
+            self.log.warning("reservation %s could not be released: %s", held.id, error)
+
+
+def _key(given: str | None) -> str:
+    """The caller's key, or one that nobody else has."""
+    return inputs.key(given) or str(uuid4())

@@ -1,0 +1,164 @@
+"""What holds for everyone or one organization, who is staff, and who changed what. For staff."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from tokenlib.domain import Limits, Mode, StaffRole
+from tokenlib.reports.asking import Asking, Id, id_or_none, rows_at_most, whole
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsRow:
+    """Abuse limits: of everyone (`organization_id` None), or of an organization that differs."""
+
+    organization_id: UUID | None
+    organization: str | None
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What holds for everyone. `mode` is the switch as it is in force now."""
+
+    period: timedelta
+    hold_life: timedelta
+    top_up_block: int
+    token_cost_cents: Decimal
+    mode: Mode
+    mode_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StaffRow:
+    """A staff person; `granted_today` of `grants_per_day` tokens, in the present UTC day."""
+
+    user_id: UUID
+    email: str
+    full_name: str
+    role: StaffRole
+    grants_per_day: int
+    granted_today: int
+    created_at: datetime
+
+    @property
+    def left_today(self) -> int | None:
+        """What support may still grant today; None for an admin, who has no limit."""
+        return None if self.role == "admin" else max(0, self.grants_per_day - self.granted_today)
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRow:
+    """One thing that somebody did: a change with before and after, or a wallet entry.
+
+    `action` is set_cost, set_status, change_plan … or an entry's kind: grant, refund, release,
+    finding_settled. `actor_name` is the staff person's name, else what is on record.
+    """
+
+    id: UUID
+    organization_id: UUID | None
+    organization: str | None
+    action: str
+    actor: str
+    actor_name: str
+    reason: str | None
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class CostEffect:
+    """One organization's last 30 days of a feature at another cost.
+
+    `run_out_at` is when a wallet of it would have run out that did not; None when none would have.
+    """
+
+    organization_id: UUID
+    name: str
+    plan: str | None
+    uses: int
+    units: int
+    tokens: int
+    new_tokens: int
+    run_out_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class CostPreview:
+    """What the last 30 days of a feature would have cost, organization by organization."""
+
+    feature: str
+    cost: int
+    organizations: tuple[CostEffect, ...]
+
+    @property
+    def tokens(self) -> int:
+        """What was charged."""
+        return sum(one.tokens for one in self.organizations)
+
+    @property
+    def new_tokens(self) -> int:
+        """What would have been charged for the same use."""
+        return sum(one.new_tokens for one in self.organizations)
+
+    @property
+    def run_outs(self) -> tuple[CostEffect, ...]:
+        """Who would have run out, the earliest first."""
+        return tuple(one for one in self.organizations if one.run_out_at is not None)
+
+
+class SettingsReports(Asking):
+    """Questions about settings: PermissionDenied for a member, but on its own `preview_cost`."""
+
+    def limits(self) -> list[LimitsRow]:
+        """The limits of everyone first, then of each organization with limits of its own."""
+        return [
+            LimitsRow(row.pop("organization_id"), row.pop("organization"), Limits(**row))
+            for row in self._ask("settings", "limits")
+        ]
+
+    def parameters(self) -> Parameters:
+        """What holds for everyone."""
+        return Parameters(**self._ask("settings", "parameters")[0])
+
+    def staff(self) -> list[StaffRow]:
+        """Who is staff: admins first."""
+        return [StaffRow(**row) for row in self._ask("settings", "staff")]
+
+    def changes(
+        self,
+        organization_id: Id | None = None,
+        action: str | None = None,
+        actor: str | None = None,
+        limit: int = 50,
+        before: ChangeRow | None = None,
+    ) -> list[ChangeRow]:
+        """What people did, the latest first; the last row of a page as `before` goes on."""
+        rows = self._ask(
+            "settings",
+            "changes",
+            organization_id=id_or_none(organization_id, "organization_id"),
+            action=action,
+            actor=actor,
+            limit=rows_at_most(limit),
+            before_at=before and before.created_at,
+            before_id=before and before.id,
+        )
+        return [ChangeRow(**row) for row in rows]
+
+    def preview_cost(self, feature: str, cost: int) -> CostPreview:
+        """What the last 30 days' use of a feature would have cost, and who would have run out.
+
+        The same use is assumed. Each wallet's extra cost is carried along its own charges within a
+        period, until it passes what was left. Waived charges stay free; refunds are not counted.
+        """
+        rows = self._ask(
+            "settings", "cost_effects", feature=feature, cost=whole(cost, "cost", 1, 1_000_000)
+        )
+        return CostPreview(feature, cost, tuple(CostEffect(**row) for row in rows))

@@ -1,0 +1,125 @@
+-- Entries: what is hashed, and how an entry is appended. An entry's hash covers the hash before it
+-- and every column, in a form that no session setting changes: times as epoch microseconds, bytes
+-- as hex, metadata by its digest (so that personal data can be erased and the chain still holds).
+
+create type tokenlib.answer as (
+    status text,               -- ok, or the name of what stands in the way
+    id uuid,                   -- the usage, reservation, grant or user that the status speaks of
+    organization_id uuid,
+    user_id uuid,
+    feature text,
+    token_type text,
+    tokens bigint,             -- charged, held, granted or given back
+    waived bigint,             -- let through by the switch
+    balance bigint,            -- of the wallet, after
+    needed bigint,
+    available bigint,
+    plan text,
+    limit_name text,
+    allowed bigint,
+    retry_after double precision,
+    created_at timestamptz,
+    until timestamptz,         -- refresh date, or the expiry of a hold or grant
+    replayed boolean,
+    mode text,
+    text text
+);
+
+create function tokenlib.microseconds(p_time timestamptz) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select (extract(epoch from p_time) * 1000000)::bigint
+$$;
+
+create function tokenlib.digest(p_document jsonb) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(convert_to(p_document::text, 'UTF8'))
+$$;
+
+create function tokenlib.usage_hash(p_before bytea, e public.ai_token_usage_log) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(p_before || convert_to(jsonb_build_array(
+        e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.user_id, e.feature_used,
+        e.units, e.tokens_deducted, e.tokens_waived, e.remaining_balance, e.reservation_id, e.held,
+        e.returned, e.idempotency_key, encode(e.request_hash, 'hex'),
+        encode(e.metadata_digest, 'hex'), tokenlib.microseconds(e.created_at))::text, 'UTF8'))
+$$;
+
+-- A log row of the old system stands in no chain: the wallet's opening entry holds the number of them
+-- and the digest of these, in the order of time and id.
+create function tokenlib.legacy_hash(e public.ai_token_usage_log) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(convert_to(jsonb_build_array(e.id, e.organization_id, e.token_type, e.user_id,
+        e.feature_used, e.tokens_deducted, e.remaining_balance,
+        encode(coalesce(e.metadata_digest, tokenlib.digest(e.metadata)), 'hex'),
+        tokenlib.microseconds(e.created_at))::text, 'UTF8'))
+$$;
+
+create function tokenlib.event_hash(p_before bytea, e public.ai_token_events) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(p_before || convert_to(jsonb_build_array(
+        e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.after_log, e.kind,
+        e.balance_change, e.reserved_change, e.used_change, e.balance_after,
+        tokenlib.microseconds(e.effective_at), tokenlib.microseconds(e.created_at), e.actor,
+        e.reason, e.subject_id, e.idempotency_key, encode(e.request_hash, 'hex'), e.data)::text,
+        'UTF8'))
+$$;
+
+-- Moves the figures of the wallet in hand and appends the event that says so. The caller holds the
+-- wallet's row lock and stores it with tokenlib.store_wallet.
+create function tokenlib.append_event(
+    w public.ai_tokens, p_kind text, p_now timestamptz,
+    p_balance bigint default 0, p_reserved bigint default 0, p_used bigint default 0,
+    p_actor text default 'system', p_reason text default null, p_subject uuid default null,
+    p_effective timestamptz default null, p_data jsonb default '{}',
+    p_key text default null, p_request_hash bytea default null
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    e public.ai_token_events;
+begin
+    w.balance := w.balance + p_balance;
+    w.reserved := w.reserved + p_reserved;
+    w.total_used := w.total_used + p_used;
+    w.total_allocated := w.balance + w.reserved + w.total_used;
+    w.event_number := w.event_number + 1;
+    w.last_entry_at := p_now;
+
+    e.id := gen_random_uuid();
+    e.organization_id := w.organization_id;
+    e.token_type := w.token_type;
+    e.number := w.event_number;
+    e.after_log := w.log_number;
+    e.kind := p_kind;
+    e.balance_change := p_balance;
+    e.reserved_change := p_reserved;
+    e.used_change := p_used;
+    e.balance_after := w.balance;
+    e.effective_at := coalesce(p_effective, p_now);
+    e.created_at := p_now;
+    e.actor := p_actor;
+    e.reason := p_reason;
+    e.subject_id := p_subject;
+    e.idempotency_key := p_key;
+    e.request_hash := p_request_hash;
+    e.data := p_data;
+    e.hash_version := 1;
+    e.hash := tokenlib.event_hash(w.event_hash, e);
+    insert into public.ai_token_events values (e.*);
+    w.event_hash := e.hash;
+    return w;
+end
+$$;
+
+-- Stores the figures of the wallet in hand. Nothing but these functions can.
+create function tokenlib.store_wallet(w public.ai_tokens, p_now timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    update public.ai_tokens set
+        balance = w.balance, reserved = w.reserved, total_used = w.total_used,
+        total_allocated = w.total_allocated, refresh_date = w.refresh_date,
+        period_start = w.period_start, plan = w.plan, allowance = w.allowance,
+        pending = w.pending, due_at = w.due_at, last_used_at = w.last_used_at,
+        log_number = w.log_number, log_hash = w.log_hash,
+        event_number = w.event_number, event_hash = w.event_hash,
+        last_entry_at = w.last_entry_at, updated_at = p_now
+    where organization_id = w.organization_id and id = w.id
+$$;

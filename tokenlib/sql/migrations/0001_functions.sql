@@ -1,0 +1,2210 @@
+-- The clock of the books. The one function that the test template replaces.
+create function tokenlib.clock() returns timestamptz
+language sql volatile set search_path = pg_catalog, pg_temp as $$ select clock_timestamp() $$;
+-- Entries: what is hashed, and how an entry is appended. An entry's hash covers the hash before it
+-- and every column, in a form that no session setting changes: times as epoch microseconds, bytes
+-- as hex, metadata by its digest (so that personal data can be erased and the chain still holds).
+
+create type tokenlib.answer as (
+    status text,               -- ok, or the name of what stands in the way
+    id uuid,                   -- the usage, reservation, grant or user that the status speaks of
+    organization_id uuid,
+    user_id uuid,
+    feature text,
+    token_type text,
+    tokens bigint,             -- charged, held, granted or given back
+    waived bigint,             -- let through by the switch
+    balance bigint,            -- of the wallet, after
+    needed bigint,
+    available bigint,
+    plan text,
+    limit_name text,
+    allowed bigint,
+    retry_after double precision,
+    created_at timestamptz,
+    until timestamptz,         -- refresh date, or the expiry of a hold or grant
+    replayed boolean,
+    mode text,
+    text text
+);
+
+create function tokenlib.microseconds(p_time timestamptz) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select (extract(epoch from p_time) * 1000000)::bigint
+$$;
+
+create function tokenlib.digest(p_document jsonb) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(convert_to(p_document::text, 'UTF8'))
+$$;
+
+create function tokenlib.usage_hash(p_before bytea, e public.ai_token_usage_log) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(p_before || convert_to(jsonb_build_array(
+        e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.user_id, e.feature_used,
+        e.units, e.tokens_deducted, e.tokens_waived, e.remaining_balance, e.reservation_id, e.held,
+        e.returned, e.idempotency_key, encode(e.request_hash, 'hex'),
+        encode(e.metadata_digest, 'hex'), tokenlib.microseconds(e.created_at))::text, 'UTF8'))
+$$;
+
+-- A log row of the old system stands in no chain: the wallet's opening entry holds the number of them
+-- and the digest of these, in the order of time and id.
+create function tokenlib.legacy_hash(e public.ai_token_usage_log) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(convert_to(jsonb_build_array(e.id, e.organization_id, e.token_type, e.user_id,
+        e.feature_used, e.tokens_deducted, e.remaining_balance,
+        encode(coalesce(e.metadata_digest, tokenlib.digest(e.metadata)), 'hex'),
+        tokenlib.microseconds(e.created_at))::text, 'UTF8'))
+$$;
+
+create function tokenlib.event_hash(p_before bytea, e public.ai_token_events) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select sha256(p_before || convert_to(jsonb_build_array(
+        e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.after_log, e.kind,
+        e.balance_change, e.reserved_change, e.used_change, e.balance_after,
+        tokenlib.microseconds(e.effective_at), tokenlib.microseconds(e.created_at), e.actor,
+        e.reason, e.subject_id, e.idempotency_key, encode(e.request_hash, 'hex'), e.data)::text,
+        'UTF8'))
+$$;
+
+-- Moves the figures of the wallet in hand and appends the event that says so. The caller holds the
+-- wallet's row lock and stores it with tokenlib.store_wallet.
+create function tokenlib.append_event(
+    w public.ai_tokens, p_kind text, p_now timestamptz,
+    p_balance bigint default 0, p_reserved bigint default 0, p_used bigint default 0,
+    p_actor text default 'system', p_reason text default null, p_subject uuid default null,
+    p_effective timestamptz default null, p_data jsonb default '{}',
+    p_key text default null, p_request_hash bytea default null
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    e public.ai_token_events;
+begin
+    w.balance := w.balance + p_balance;
+    w.reserved := w.reserved + p_reserved;
+    w.total_used := w.total_used + p_used;
+    w.total_allocated := w.balance + w.reserved + w.total_used;
+    w.event_number := w.event_number + 1;
+    w.last_entry_at := p_now;
+
+    e.id := gen_random_uuid();
+    e.organization_id := w.organization_id;
+    e.token_type := w.token_type;
+    e.number := w.event_number;
+    e.after_log := w.log_number;
+    e.kind := p_kind;
+    e.balance_change := p_balance;
+    e.reserved_change := p_reserved;
+    e.used_change := p_used;
+    e.balance_after := w.balance;
+    e.effective_at := coalesce(p_effective, p_now);
+    e.created_at := p_now;
+    e.actor := p_actor;
+    e.reason := p_reason;
+    e.subject_id := p_subject;
+    e.idempotency_key := p_key;
+    e.request_hash := p_request_hash;
+    e.data := p_data;
+    e.hash_version := 1;
+    e.hash := tokenlib.event_hash(w.event_hash, e);
+    insert into public.ai_token_events values (e.*);
+    w.event_hash := e.hash;
+    return w;
+end
+$$;
+
+-- Stores the figures of the wallet in hand. Nothing but these functions can.
+create function tokenlib.store_wallet(w public.ai_tokens, p_now timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    update public.ai_tokens set
+        balance = w.balance, reserved = w.reserved, total_used = w.total_used,
+        total_allocated = w.total_allocated, refresh_date = w.refresh_date,
+        period_start = w.period_start, plan = w.plan, allowance = w.allowance,
+        pending = w.pending, due_at = w.due_at, last_used_at = w.last_used_at,
+        log_number = w.log_number, log_hash = w.log_hash,
+        event_number = w.event_number, event_hash = w.event_hash,
+        last_entry_at = w.last_entry_at, updated_at = p_now
+    where organization_id = w.organization_id and id = w.id
+$$;
+-- Grants and the usage that burns them. A charge does not touch grant rows: what it used waits in
+-- ai_tokens.pending and is drawn whenever the set of grants changes, in burn order: soonest to
+-- expire, then oldest. Between two changes the set is constant, so the order of charges inside does
+-- not matter. A live hold draws after the charges; what is released counts as never taken.
+-- Always: sum(remaining of open, arrived grants) = balance + pending + holds not yet drawn.
+
+create function tokenlib.draw(p_organization uuid, p_token_type text, p_tokens bigint) returns jsonb
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    g record;
+    v_left bigint := p_tokens;
+    v_take bigint;
+    v_drawn jsonb := '[]';
+begin
+    if v_left = 0 then
+        return v_drawn;
+    end if;
+    for g in
+        select id, remaining from public.ai_token_grants
+        where organization_id = p_organization and token_type = p_token_type
+            and closed_at is null and arrived_at is not null and remaining > 0
+        order by expires_at nulls last, effective_at, kind <> 'allowance', created_at, id
+    loop
+        v_take := least(g.remaining, v_left);
+        update public.ai_token_grants set used = used + v_take, remaining = remaining - v_take
+        where organization_id = p_organization and id = g.id;
+        v_drawn := v_drawn || jsonb_build_array(jsonb_build_array(g.id, v_take));
+        v_left := v_left - v_take;
+        exit when v_left = 0;
+    end loop;
+    if v_left > 0 then
+        raise exception 'grants of % % fall short of its usage by %', p_organization, p_token_type,
+            v_left using errcode = 'TK001', hint = 'Run tokenlib verify.';
+    end if;
+    return v_drawn;
+end
+$$;
+
+-- Draws all that waits: the pending usage, then each live hold. Call before the set changes.
+create function tokenlib.draw_pending(w public.ai_tokens) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    r record;
+begin
+    perform tokenlib.draw(w.organization_id, w.token_type, w.pending);
+    w.pending := 0;
+    for r in
+        select id, tokens from public.ai_token_reservations
+        where organization_id = w.organization_id and token_type = w.token_type
+            and state = 'held' and drawn is null and tokens > 0
+        order by created_at, id
+    loop
+        update public.ai_token_reservations
+        set drawn = tokenlib.draw(w.organization_id, w.token_type, r.tokens)
+        where organization_id = w.organization_id and id = r.id;
+    end loop;
+    return w;
+end
+$$;
+
+-- Gives tokens that a hold had drawn back to their grants, latest drawn first. Returns how many
+-- found their grant still open; the others have expired with it.
+create function tokenlib.undraw(p_organization uuid, p_drawn jsonb, p_tokens bigint) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    d record;
+    g public.ai_token_grants;
+    v_left bigint := p_tokens;
+    v_take bigint;
+    v_room bigint;
+    v_returned bigint := 0;
+begin
+    for d in
+        select (value ->> 0)::uuid as grant_id, (value ->> 1)::bigint as tokens
+        from jsonb_array_elements(p_drawn) with ordinality order by ordinality desc
+    loop
+        exit when v_left = 0;
+        v_take := least(d.tokens, v_left);
+        v_left := v_left - v_take;
+        select * into g from public.ai_token_grants
+        where organization_id = p_organization and id = d.grant_id;
+        if g.closed_at is not null then
+            continue;
+        end if;
+        -- After a downgrade the allowance may be smaller than what was used of it.
+        v_room := least(v_take, greatest(0, g.amount - g.used + v_take) - g.remaining);
+        update public.ai_token_grants
+        set used = used - v_take, used_before = least(used_before, used - v_take),
+            remaining = remaining + v_room
+        where organization_id = p_organization and id = d.grant_id;
+        v_returned := v_returned + v_room;
+    end loop;
+    return v_returned;
+end
+$$;
+
+-- The allowance of one wallet per period; null means unlimited. A contract of the organization wins
+-- over its plan; `shared` has none.
+create function tokenlib.allowance(p_organization uuid, p_plan text, p_token_type text) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_allowance bigint;
+begin
+    select allowance into v_allowance from public.ai_token_organization_allowances
+    where organization_id = p_organization and token_type = p_token_type;
+    if found then
+        return v_allowance;
+    end if;
+    select allowance into v_allowance from public.ai_token_allowances
+    where plan = p_plan and token_type = p_token_type;
+    if found then
+        return v_allowance;
+    end if;
+    return 0;
+end
+$$;
+-- Opens the books of a wallet that has none: a new one gets its allowance; one that plain SQL or
+-- the old system wrote is taken in as it stands. Its usable balance is kept, the sums are made to
+-- close, its legacy log rows are counted and digested, and what was wrong becomes a finding.
+create function tokenlib.open_books(
+    w public.ai_tokens, p_plan text, p_now timestamptz, p_new boolean, p_found jsonb default null
+) returns public.ai_tokens
+-- In UTC a day has 24 hours, whatever time zone the session is in.
+language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+declare
+    v_period interval;
+    v_block bigint;
+    v_allowance bigint := tokenlib.allowance(w.organization_id, p_plan, w.token_type);
+    v_balance bigint := w.balance;
+    v_used bigint := w.total_used;
+    v_limit bigint;
+    v_from_allowance bigint;
+    v_grant uuid;
+    v_rows bigint := 0;
+    v_digest text;
+    v_logged bigint;
+    v_orphans bigint;
+    v_found jsonb := coalesce(p_found, jsonb_build_object('balance', w.balance,
+        'total_allocated', w.total_allocated, 'total_used', w.total_used));
+    v_finding record;
+begin
+    select period, top_up_block into strict v_period, v_block from public.ai_token_parameters;
+    w.plan := p_plan;
+    w.allowance := v_allowance;
+    w.period_start := w.refresh_date - v_period;
+    if p_new then
+        w.refresh_date := p_now + v_period;
+        w.period_start := p_now;
+        v_balance := coalesce(v_allowance, v_block);
+        v_used := 0;
+    end if;
+    v_limit := coalesce(v_allowance, greatest(v_block, v_balance) + v_used);
+    v_from_allowance := least(v_balance, greatest(0, v_limit - v_used));
+
+    if w.token_type <> 'shared' then
+        insert into public.ai_token_grants (organization_id, token_type, kind, source, amount, used,
+            remaining, created_at, effective_at, arrived_at, expires_at)
+        values (w.organization_id, w.token_type, 'allowance', 'plan ' || coalesce(p_plan, '?'),
+            v_limit, v_limit - v_from_allowance, v_from_allowance, p_now, w.period_start, p_now,
+            w.refresh_date)
+        returning id into v_grant;
+    else
+        v_from_allowance := 0;
+    end if;
+    if v_balance > v_from_allowance then
+        insert into public.ai_token_grants (organization_id, token_type, kind, source, amount,
+            remaining, created_at, effective_at, arrived_at)
+        values (w.organization_id, w.token_type, 'adopted', 'balance before tokenlib',
+            v_balance - v_from_allowance, v_balance - v_from_allowance, p_now, p_now, p_now);
+    end if;
+
+    select count(*),
+        encode(sha256(string_agg(tokenlib.legacy_hash(l), ''::bytea order by l.created_at, l.id)),
+            'hex'),
+        coalesce(sum(l.tokens_deducted) filter (where l.created_at >= w.period_start), 0),
+        count(*) filter (where l.user_id is null or u.id is null)
+    into v_rows, v_digest, v_logged, v_orphans
+    from public.ai_token_usage_log l
+    left join public.user_profiles u
+        on u.id = l.user_id and u.organization_id = l.organization_id
+    where l.organization_id = w.organization_id and l.token_type = w.token_type
+        and l.number is null;
+    if not p_new then
+        for v_finding in
+            select * from (values
+                ('emergency_balance', (v_found ->> 'balance')::bigint = 9999,
+                    'balance 9999, the old emergency value'),
+                ('balance_above_allocated',
+                    (v_found ->> 'balance')::bigint > (v_found ->> 'total_allocated')::bigint,
+                    format('balance %s above total_allocated %s', v_found ->> 'balance',
+                        v_found ->> 'total_allocated')),
+                ('used_differs_from_log', (v_found ->> 'total_used')::bigint <> v_logged,
+                    format('total_used %s, the log of the period says %s', v_found ->> 'total_used',
+                        v_logged)),
+                ('log_of_deleted_users', v_orphans > 0,
+                    format('%s log rows of users that no longer exist', v_orphans))
+            ) as f (kind, present, detail)
+            where present
+        loop
+            insert into public.ai_token_findings (organization_id, token_type, kind, detail, found,
+                found_at)
+            values (w.organization_id, w.token_type, v_finding.kind, v_finding.detail, v_found,
+                p_now);
+        end loop;
+    end if;
+
+    w.balance := 0;
+    w.reserved := 0;
+    w.total_used := 0;
+    return tokenlib.append_event(w, 'opening', p_now, v_balance, 0, v_used,
+        p_subject => v_grant,
+        p_reason => case when p_new then 'opened on plan ' || p_plan else 'adopted as found' end,
+        p_data => case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
+            || case when p_new and v_rows = 0 then '{}'::jsonb
+                else jsonb_build_object('legacy_rows', v_rows, 'legacy_digest', v_digest) end);
+end
+$$;
+-- Brings a wallet up to date: whatever has fallen due since the last touch happens now, in the order
+-- of its times: holds expire, grants expire, the period ends, scheduled grants arrive. Then a plan
+-- that somebody changed outside (a billing webhook) is applied. The caller holds the row lock.
+
+create function tokenlib.next_due(w public.ai_tokens) returns timestamptz
+language sql set search_path = pg_catalog, pg_temp as $$
+    select least(
+        w.refresh_date,
+        (select min(expires_at) from public.ai_token_reservations
+            where organization_id = w.organization_id and token_type = w.token_type
+                and state = 'held'),
+        (select min(case when arrived_at is null then effective_at
+                else expires_at end) from public.ai_token_grants
+            where organization_id = w.organization_id and token_type = w.token_type
+                and closed_at is null and (arrived_at is null or kind <> 'allowance')))
+$$;
+
+-- Ends a hold and gives back what was not used of it: to the balance, or, where its grant has
+-- expired meanwhile, to nobody. Returns how many tokens came back.
+create function tokenlib.give_back(
+    r public.ai_token_reservations, p_tokens bigint
+) returns bigint
+language sql set search_path = pg_catalog, pg_temp as $$
+    select case when r.drawn is null then p_tokens
+        else tokenlib.undraw(r.organization_id, r.drawn, p_tokens) end
+$$;
+
+create function tokenlib.refresh_wallet(w public.ai_tokens, p_now timestamptz) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+declare
+    v_period interval;
+    v_block bigint;
+    v_periods bigint;
+    v_due timestamptz := w.refresh_date;
+    v_old bigint := 0;
+    v_new bigint := 0;
+begin
+    select period, top_up_block into strict v_period, v_block from public.ai_token_parameters;
+    -- Whole periods from the wallet's own date; idle ones are skipped in one step.
+    v_periods := floor(extract(epoch from p_now - w.refresh_date) / extract(epoch from v_period)) + 1;
+    w := tokenlib.draw_pending(w);
+    update public.ai_token_grants set remaining = 0, closed_at = p_now
+    from (select id as old_id, remaining as old_remaining from public.ai_token_grants
+        where organization_id = w.organization_id and token_type = w.token_type
+            and closed_at is null and kind = 'allowance') as old
+    where organization_id = w.organization_id and id = old_id
+    returning old_remaining into v_old;
+    w.refresh_date := w.refresh_date + v_periods * v_period;
+    w.period_start := w.refresh_date - v_period;
+    update public.ai_token_grants set used_before = used
+    where organization_id = w.organization_id and token_type = w.token_type and closed_at is null
+        and used_before <> used;
+    if w.token_type <> 'shared' then
+        w.allowance := tokenlib.allowance(w.organization_id, w.plan, w.token_type);
+        v_new := coalesce(w.allowance, v_block);
+        insert into public.ai_token_grants (organization_id, token_type, kind, source, amount,
+            remaining, created_at, effective_at, arrived_at, expires_at)
+        values (w.organization_id, w.token_type, 'allowance', 'plan ' || coalesce(w.plan, '?'),
+            v_new, v_new, p_now, w.period_start, p_now, w.refresh_date);
+    end if;
+    return tokenlib.append_event(w, 'refresh', p_now, v_new - coalesce(v_old, 0), 0, -w.total_used,
+        p_effective => v_due,
+        p_data => jsonb_build_object('lapsed', coalesce(v_old, 0), 'granted', v_new,
+            'periods', v_periods));
+end
+$$;
+
+-- The new allowance less what this period has used: never a refill, never below zero.
+create function tokenlib.apply_plan(
+    w public.ai_tokens, p_plan text, p_now timestamptz, p_actor text, p_reason text
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_block bigint;
+    g public.ai_token_grants;
+    v_amount bigint;
+    v_remaining bigint;
+    v_from text := w.plan;
+begin
+    select top_up_block into strict v_block from public.ai_token_parameters;
+    w := tokenlib.draw_pending(w);
+    select * into strict g from public.ai_token_grants
+    where organization_id = w.organization_id and token_type = w.token_type
+        and closed_at is null and kind = 'allowance';
+    w.plan := p_plan;
+    w.allowance := tokenlib.allowance(w.organization_id, p_plan, w.token_type);
+    v_amount := coalesce(w.allowance, g.used + v_block);
+    v_remaining := greatest(0, v_amount - g.used);
+    update public.ai_token_grants
+    set amount = v_amount, remaining = v_remaining, source = 'plan ' || coalesce(p_plan, '?')
+    where organization_id = w.organization_id and id = g.id;
+    return tokenlib.append_event(w, 'plan_change', p_now, v_remaining - g.remaining,
+        p_actor => p_actor, p_reason => p_reason, p_subject => g.id,
+        p_data => jsonb_build_object('from', v_from, 'to', p_plan));
+end
+$$;
+
+create function tokenlib.settle(
+    w public.ai_tokens, p_plan text, p_now timestamptz,
+    p_actor text default 'system', p_reason text default 'plan changed outside tokenlib'
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_due timestamptz;
+    r public.ai_token_reservations;
+    g public.ai_token_grants;
+    v_back bigint;
+begin
+    loop
+        v_due := tokenlib.next_due(w);
+        exit when v_due > p_now;
+        for r in
+            select * from public.ai_token_reservations
+            where organization_id = w.organization_id and token_type = w.token_type
+                and state = 'held' and expires_at <= v_due
+            order by expires_at, id
+        loop
+            v_back := tokenlib.give_back(r, r.tokens);
+            update public.ai_token_reservations set state = 'expired', resolved_at = p_now
+            where organization_id = r.organization_id and id = r.id;
+            w := tokenlib.append_event(w, 'hold_expired', p_now, v_back, -r.tokens,
+                p_subject => r.id, p_effective => r.expires_at,
+                p_data => jsonb_build_object('lapsed', r.tokens - v_back));
+        end loop;
+        for g in
+            select * from public.ai_token_grants
+            where organization_id = w.organization_id and token_type = w.token_type
+                and closed_at is null and arrived_at is not null and kind <> 'allowance'
+                and expires_at <= v_due
+            order by expires_at, id
+        loop
+            w := tokenlib.draw_pending(w);
+            select * into strict g from public.ai_token_grants
+            where organization_id = g.organization_id and id = g.id;
+            update public.ai_token_grants set remaining = 0, closed_at = p_now
+            where organization_id = g.organization_id and id = g.id;
+            w := tokenlib.append_event(w, 'grant_expired', p_now, -g.remaining,
+                p_subject => g.id, p_effective => g.expires_at);
+        end loop;
+        if w.refresh_date <= v_due then
+            w := tokenlib.refresh_wallet(w, p_now);
+        end if;
+        for g in
+            select * from public.ai_token_grants
+            where organization_id = w.organization_id and token_type = w.token_type
+                and closed_at is null and arrived_at is null and effective_at <= v_due
+            order by effective_at, id
+        loop
+            w := tokenlib.draw_pending(w);
+            update public.ai_token_grants set arrived_at = p_now
+            where organization_id = g.organization_id and id = g.id;
+            w := tokenlib.append_event(w, 'grant', p_now, g.amount, p_subject => g.id,
+                p_effective => g.effective_at);
+        end loop;
+    end loop;
+    if w.plan is distinct from p_plan and w.token_type <> 'shared' then
+        w := tokenlib.apply_plan(w, p_plan, p_now, p_actor, p_reason);
+    end if;
+    w.due_at := v_due;
+    perform tokenlib.store_wallet(w, p_now);
+    return w;
+end
+$$;
+
+-- Locks a wallet, opens its books or brings them up to date, and returns it; null when there is no
+-- such organization. `shared` is created only when p_create says so. Lock order everywhere: advisory
+-- locks, then wallets by name with `shared` last.
+-- The wallet in hand carries in last_entry_at the moment that it was opened at, and the caller dates
+-- its entry by that: a clock asked twice could pass an expiry or the end of a period in between.
+create function tokenlib.open_wallet(
+    p_organization uuid, p_token_type text, p_create boolean default true
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    w public.ai_tokens;
+    v_plan text;
+    v_now timestamptz;
+    v_new boolean := false;
+begin
+    select * into w from public.ai_tokens
+    where organization_id = p_organization and token_type = p_token_type
+    for no key update;
+    if not found then
+        if not p_create or not exists (
+            select from public.organizations where id = p_organization) then
+            return null;
+        end if;
+        insert into public.ai_tokens (organization_id, token_type)
+        values (p_organization, p_token_type) on conflict do nothing;
+        v_new := found;
+        select * into strict w from public.ai_tokens
+        where organization_id = p_organization and token_type = p_token_type
+        for no key update;
+    end if;
+    -- Read after the lock: a plan change holds it until it has written the new plan.
+    select plan into v_plan from public.organizations where id = p_organization;
+    if not found then
+        return null;
+    end if;
+    v_now := greatest(tokenlib.clock(), w.last_entry_at);
+    if w.event_number = 0 then
+        w := tokenlib.settle(tokenlib.open_books(w, v_plan, v_now, v_new), v_plan, v_now);
+    elsif w.due_at <= v_now or (w.plan is distinct from v_plan and w.token_type <> 'shared') then
+        w := tokenlib.settle(w, v_plan, v_now);
+    end if;
+    w.last_entry_at := v_now;
+    return w;
+end
+$$;
+-- The decision: may this user run this feature now, and which wallet pays? In this order: advisory
+-- locks, wallet lock, what is due, the key, then policy, limits, balance. A refusal is an answer, not
+-- an exception: it is recorded and committed.
+
+create function tokenlib.record_refusal(
+    a tokenlib.answer, p_now timestamptz
+) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_refusals (organization_id, user_id, feature, rule, minute, token_type,
+        needed, available, first_at, last_at, data)
+    values (a.organization_id, a.user_id, a.feature, a.status,
+        date_trunc('minute', p_now, 'UTC'), a.token_type, a.needed, a.available, p_now, p_now,
+        jsonb_strip_nulls(jsonb_build_object('plan', a.plan, 'limit', a.limit_name,
+            'allowed', a.allowed, 'mode', nullif(a.mode, 'enforce'))))
+    on conflict (organization_id, user_id, feature, rule, minute) do update set
+        count = ai_token_refusals.count + 1, last_at = excluded.last_at,
+        needed = excluded.needed, available = excluded.available, data = excluded.data
+$$;
+
+-- What is this key, in every table that has keys? ok: free. Holds come first: a hold on another
+-- wallet may be deducted between two of these statements, and is then in the log.
+create function tokenlib.find_key(
+    a tokenlib.answer, p_key text, p_hash bytea
+) returns tokenlib.answer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    l record;
+begin
+    select id, request_hash, expires_at into l from public.ai_token_reservations
+    where organization_id = a.organization_id and idempotency_key = p_key and state = 'held';
+    if found then
+        a.status := case when l.request_hash = p_hash then 'in_progress' else 'conflict' end;
+        a.id := l.id;
+        a.until := l.expires_at;
+        return a;
+    end if;
+    select id, user_id, feature_used, token_type, tokens_deducted, tokens_waived, remaining_balance,
+        request_hash, created_at
+    into l from public.ai_token_usage_log
+    where organization_id = a.organization_id and idempotency_key = p_key;
+    if found then
+        a.status := case when l.request_hash = p_hash then 'already_spent' else 'conflict' end;
+        a.id := l.id;
+        a.user_id := l.user_id;
+        a.feature := l.feature_used;
+        a.token_type := l.token_type;
+        a.tokens := l.tokens_deducted;
+        a.waived := l.tokens_waived;
+        a.balance := l.remaining_balance;
+        a.created_at := l.created_at;
+        return a;
+    end if;
+    if exists (select from public.ai_token_events
+        where organization_id = a.organization_id and idempotency_key = p_key) then
+        a.status := 'conflict';
+    end if;
+    return a;
+end
+$$;
+
+create function tokenlib.lock_key(p_organization uuid, p_key text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    select pg_advisory_xact_lock(hashtextextended(p_key, hashtextextended(p_organization::text, 0)))
+$$;
+
+-- Locks a key (if any) and the wallet that is asked. The hold of an earlier request with this key may
+-- lie on another wallet and be over without anybody having touched it since: then that wallet is
+-- brought up to date too, in lock order, and the key is free.
+create function tokenlib.open_wallet_for(
+    p_organization uuid, p_token_type text, p_key text
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    w public.ai_tokens;
+    v_other text;
+begin
+    if p_key is null then
+        return tokenlib.open_wallet(p_organization, p_token_type);
+    end if;
+    perform tokenlib.lock_key(p_organization, 'key ' || p_key);
+    select token_type into v_other from public.ai_token_reservations
+    where organization_id = p_organization and idempotency_key = p_key and state = 'held'
+        and token_type <> p_token_type and expires_at <= tokenlib.clock();
+    if (v_other = 'shared', v_other) < (p_token_type = 'shared', p_token_type) then
+        perform tokenlib.open_wallet(p_organization, v_other);
+        v_other := null;
+    end if;
+    w := tokenlib.open_wallet(p_organization, p_token_type);
+    if v_other is not null then
+        perform tokenlib.open_wallet(p_organization, v_other);
+    end if;
+    return w;
+end
+$$;
+
+-- What makes two requests under one key the same request.
+create function tokenlib.request_hash(
+    p_user uuid, p_feature text, p_units bigint, p_metadata jsonb
+) returns bytea
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select tokenlib.digest(jsonb_build_array(p_user, p_feature, p_units, p_metadata))
+$$;
+
+create function tokenlib.check_input(
+    p_units bigint, p_metadata jsonb, p_key text
+) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if p_units is null or p_units < 1 or p_units > 1000000 then
+        raise exception 'must be a whole number from 1 to 1000000, not %', p_units
+            using errcode = '22023', column = 'units';
+    end if;
+    if octet_length(p_metadata::text) > 16384 then
+        raise exception 'must be at most 16384 bytes of JSON'
+            using errcode = '22023', column = 'metadata';
+    end if;
+    if p_key is not null and length(p_key) not between 1 and 255 then
+        raise exception 'must have 1 to 255 characters'
+            using errcode = '22023', column = 'idempotency_key';
+    end if;
+end
+$$;
+
+-- Limits of one user, counted from the log and the live holds under the user's lock.
+create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
+returns tokenlib.answer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_limits public.ai_token_limits;
+    v_count bigint;
+    v_first timestamptz;
+    v_last timestamptz;
+begin
+    select * into v_limits from public.ai_token_limits
+    where organization_id = a.organization_id or organization_id is null
+    order by organization_id nulls last limit 1;
+    if not found then
+        return a;
+    end if;
+    if a.needed > v_limits.tokens_per_request then
+        a.status := 'rate_limited';
+        a.limit_name := 'tokens_per_request';
+        a.allowed := v_limits.tokens_per_request;
+        return a;
+    end if;
+    select count(*), min(at), max(at) into v_count, v_first, v_last from (
+        select created_at as at from public.ai_token_usage_log
+        where organization_id = a.organization_id and user_id = a.user_id
+            and created_at > p_now - interval '1 minute' and reservation_id is null
+        union all
+        select created_at from public.ai_token_reservations
+        where organization_id = a.organization_id and user_id = a.user_id
+            and created_at > p_now - interval '1 minute'
+    ) as requests;
+    if v_count >= v_limits.requests_per_minute then
+        a.status := 'rate_limited';
+        a.limit_name := 'requests_per_minute';
+        a.allowed := v_limits.requests_per_minute;
+        a.retry_after := extract(epoch from v_first + interval '1 minute' - p_now);
+    elsif extract(epoch from p_now - v_last) < v_limits.seconds_between_requests then
+        a.status := 'rate_limited';
+        a.limit_name := 'seconds_between_requests';
+        a.allowed := ceil(v_limits.seconds_between_requests);
+        a.retry_after := v_limits.seconds_between_requests - extract(epoch from p_now - v_last);
+    end if;
+    return a;
+end
+$$;
+
+-- Returns the answer and the wallet that pays, locked. status ok: the caller now writes the charge
+-- or the hold. p_asking: only ask, for can_use; nothing is recorded.
+create function tokenlib.admit(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_key text, p_hash bytea, p_limits boolean, p_mode text, p_asking boolean,
+    out a tokenlib.answer, out w public.ai_tokens
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz;
+    v_shared public.ai_tokens;
+    f record;
+begin
+    perform tokenlib.check_input(p_units, p_metadata, p_key);
+    if p_mode is not null and p_mode not in ('enforce', 'log_only', 'off') then
+        raise exception 'must be enforce, log_only or off, not %', p_mode
+            using errcode = '22023', column = 'mode';
+    end if;
+    a.organization_id := p_organization;
+    a.user_id := p_user;
+    a.feature := p_feature;
+    a.replayed := false;
+    select token_type, cost * p_units into a.token_type, a.needed
+    from public.ai_token_features where feature = p_feature;
+    if not found then
+        a.status := 'unknown_feature';
+        return;
+    end if;
+    if p_limits then
+        perform tokenlib.lock_key(p_organization, 'user ' || p_user::text);
+    end if;
+    w := tokenlib.open_wallet_for(p_organization, a.token_type, p_key);
+    if w.id is null then
+        a.status := 'unknown_organization';
+        return;
+    end if;
+    v_now := w.last_entry_at;
+    a.created_at := v_now;
+    a.plan := w.plan;
+    a.available := w.balance;
+    a.until := w.refresh_date;
+    a.status := 'ok';
+    if p_key is not null then
+        a := tokenlib.find_key(a, p_key, p_hash);
+        if a.status <> 'ok' then
+            return;
+        end if;
+    end if;
+
+    select m.id is not null as member, coalesce(s.status, 'active') as status,
+        u.paused_at is not null as paused,
+        coalesce(p_mode,
+            case when s.mode_until is null or s.mode_until > v_now then s.mode end,
+            case when p.mode_until is null or p.mode_until > v_now then p.mode end,
+            'enforce') as mode
+    into strict f
+    from public.ai_token_parameters p
+    left join public.user_profiles m on m.id = p_user and m.organization_id = p_organization
+    left join public.ai_token_organization_settings s on s.organization_id = p_organization
+    left join public.ai_token_user_settings u
+        on u.organization_id = p_organization and u.user_id = p_user;
+    a.mode := f.mode;
+    if not f.member then
+        a.status := 'not_a_member'; -- in every mode: whose charge would it be?
+        return;
+    end if;
+
+    if a.mode <> 'off' then
+        if f.status in ('limited', 'expired') then
+            a.status := 'payment_failed';
+        elsif f.status = 'suspended' then
+            a.status := 'organization_paused';
+        elsif f.paused then
+            a.status := 'user_paused';
+        elsif w.allowance = 0 then
+            a.status := 'feature_not_in_plan';
+        elsif p_limits then
+            a := tokenlib.check_limits(a, v_now);
+        end if;
+        if a.status = 'ok' and w.balance < a.needed then
+            if w.allowance is null then
+                if not p_asking and a.mode = 'enforce' then
+                    w := tokenlib.top_up(w, a.needed - w.balance, v_now);
+                end if;
+            else
+                -- A charge comes whole from its own wallet, else whole from `shared`.
+                v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
+                if v_shared.id is not null and v_shared.balance >= a.needed then
+                    w := v_shared;
+                    a.token_type := w.token_type;
+                    a.created_at := greatest(v_now, w.last_entry_at);
+                else
+                    a.status := 'insufficient_tokens';
+                end if;
+            end if;
+        end if;
+        if a.status <> 'ok' and not p_asking then
+            perform tokenlib.record_refusal(a, v_now);
+        end if;
+    end if;
+    if a.mode = 'enforce' then
+        a.tokens := a.needed;
+        a.waived := 0;
+    else
+        a.status := 'ok';
+        a.tokens := 0;
+        a.waived := a.needed;
+    end if;
+end
+$$;
+
+-- Unlimited: the wallet is topped up in blocks, with an entry.
+create function tokenlib.top_up(
+    w public.ai_tokens, p_missing bigint, p_now timestamptz
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_block bigint;
+begin
+    select greatest(top_up_block, p_missing) into strict v_block from public.ai_token_parameters;
+    update public.ai_token_grants set amount = amount + v_block, remaining = remaining + v_block
+    where organization_id = w.organization_id and token_type = w.token_type
+        and closed_at is null and kind = 'allowance';
+    return tokenlib.append_event(w, 'top_up', p_now, v_block, p_reason => 'unlimited allowance');
+end
+$$;
+-- Appends a charge to the log and moves the wallet in hand. p_held: what its reservation held, null
+-- for a direct charge; p_returned: what of it goes back to the balance.
+create function tokenlib.append_usage(
+    a tokenlib.answer, w public.ai_tokens, p_units bigint, p_metadata jsonb, p_key text, p_hash bytea,
+    p_reservation uuid default null, p_held bigint default 0, p_returned bigint default 0
+) returns tokenlib.answer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    l public.ai_token_usage_log;
+begin
+    w.balance := w.balance + case when p_reservation is null then -a.tokens else p_returned end;
+    w.reserved := w.reserved - p_held;
+    w.total_used := w.total_used + a.tokens;
+    w.log_number := w.log_number + 1;
+
+    l.id := gen_random_uuid();
+    l.organization_id := w.organization_id;
+    l.user_id := a.user_id;
+    l.token_type := w.token_type;
+    l.feature_used := a.feature;
+    l.tokens_deducted := a.tokens;
+    l.remaining_balance := w.balance;
+    l.metadata := p_metadata;
+    l.created_at := a.created_at;
+    l.number := w.log_number;
+    l.units := p_units;
+    l.tokens_waived := a.waived;
+    l.reservation_id := p_reservation;
+    l.held := p_held;
+    l.returned := p_returned;
+    l.idempotency_key := p_key;
+    l.request_hash := p_hash;
+    l.metadata_digest := tokenlib.digest(p_metadata);
+    l.hash_version := 1;
+    l.hash := tokenlib.usage_hash(w.log_hash, l);
+    insert into public.ai_token_usage_log values (l.*);
+
+    update public.ai_tokens set balance = w.balance, reserved = w.reserved,
+        total_used = w.total_used, total_allocated = w.balance + w.reserved + w.total_used,
+        pending = w.pending, due_at = w.due_at, last_used_at = a.created_at,
+        updated_at = a.created_at, last_entry_at = a.created_at,
+        log_number = w.log_number, log_hash = l.hash,
+        event_number = w.event_number, event_hash = w.event_hash
+    where organization_id = w.organization_id and id = w.id;
+
+    a.status := 'ok';
+    a.id := l.id;
+    a.token_type := w.token_type;
+    a.balance := w.balance;
+    a.until := w.refresh_date;
+    return a;
+end
+$$;
+
+-- Charges a feature, all or nothing: balance, total used and log row in one commit. A replay of the
+-- key returns the first answer.
+create function tokenlib.deduct(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_key text, p_limits boolean, p_mode text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    w public.ai_tokens;
+    v_admitted record;
+    v_hash bytea := case when p_key is not null
+        then tokenlib.request_hash(p_user, p_feature, p_units, p_metadata) end;
+begin
+    select * into v_admitted from tokenlib.admit(p_organization, p_user, p_feature, p_units,
+        p_metadata, p_key, v_hash, p_limits, p_mode, false);
+    a := v_admitted.a;
+    w := v_admitted.w;
+    if a.status = 'already_spent' then
+        a.status := 'ok';
+        a.replayed := true;
+        return a;
+    elsif a.status <> 'ok' then
+        return a;
+    end if;
+    w.pending := w.pending + a.tokens;
+    return tokenlib.append_usage(a, w, p_units, p_metadata, p_key, v_hash);
+end
+$$;
+-- Holds the cost of a feature while the AI call runs, outside any transaction. The hold ends by
+-- itself after p_life. p_id is the caller's name for it: who lost the answer asks again with the same
+-- key and the same id, and gets the first answer; anybody else's live hold is in_progress.
+create function tokenlib.reserve(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_key text, p_life interval, p_limits boolean, p_mode text, p_id uuid
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    w public.ai_tokens;
+    v_admitted record;
+    v_life interval;
+    v_hash bytea := case when p_key is not null
+        then tokenlib.request_hash(p_user, p_feature, p_units, p_metadata) end;
+begin
+    if p_life is not null and (p_life <= interval '0' or p_life > interval '1 day') then
+        raise exception 'must be more than 0 s and at most 1 day'
+            using errcode = '22023', column = 'hold_for';
+    end if;
+    select * into v_admitted from tokenlib.admit(p_organization, p_user, p_feature, p_units,
+        p_metadata, p_key, v_hash, p_limits, p_mode, false);
+    a := v_admitted.a;
+    w := v_admitted.w;
+    if a.status = 'in_progress' and a.id = p_id then
+        select r.token_type, r.tokens, r.waived, r.created_at, e.balance_after
+        into strict a.token_type, a.tokens, a.waived, a.created_at, a.balance
+        from public.ai_token_reservations r
+        join public.ai_token_events e on e.organization_id = r.organization_id
+            and e.created_at = r.created_at and e.kind = 'reserve' and e.subject_id = r.id
+        where r.organization_id = p_organization and r.id = p_id;
+        a.status := 'ok';
+        a.replayed := true;
+        return a;
+    elsif a.status <> 'ok' then
+        return a;
+    end if;
+    select coalesce(p_life, hold_life) into strict v_life from public.ai_token_parameters;
+    a.id := p_id;
+    if p_id is null or exists (select from public.ai_token_reservations
+        where organization_id = p_organization and id = p_id) then
+        a.id := gen_random_uuid(); -- no name, or a hold of that name that is over already
+    end if;
+    a.until := a.created_at + v_life;
+    insert into public.ai_token_reservations (id, organization_id, user_id, token_type, feature,
+        units, tokens, waived, idempotency_key, request_hash, metadata, created_at, expires_at)
+    values (a.id, p_organization, p_user, w.token_type, p_feature, p_units, a.tokens, a.waived,
+        p_key, v_hash, p_metadata, a.created_at, a.until);
+    w := tokenlib.append_event(w, 'reserve', a.created_at, -a.tokens, a.tokens,
+        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id);
+    w.due_at := least(w.due_at, a.until);
+    perform tokenlib.store_wallet(w, a.created_at);
+    a.balance := w.balance;
+    return a;
+end
+$$;
+
+-- Finds a reservation and locks its wallet, up to date; so an expired hold is over even if nobody
+-- has touched it since.
+create function tokenlib.open_reservation(
+    p_organization uuid, p_reservation uuid, out r public.ai_token_reservations,
+    out w public.ai_tokens
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_token_type text;
+begin
+    select token_type into v_token_type from public.ai_token_reservations
+    where organization_id = p_organization and id = p_reservation;
+    if not found then
+        return;
+    end if;
+    w := tokenlib.open_wallet(p_organization, v_token_type);
+    select * into strict r from public.ai_token_reservations
+    where organization_id = p_organization and id = p_reservation;
+end
+$$;
+
+-- Charges what was used of a hold, at most what was held; the rest goes back. A replay returns the
+-- first answer.
+create function tokenlib.deduct_reservation(
+    p_organization uuid, p_reservation uuid, p_units bigint, p_metadata jsonb
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    r public.ai_token_reservations;
+    w public.ai_tokens;
+    l public.ai_token_usage_log;
+    v_opened record;
+    v_units bigint;
+    v_cost bigint;
+    v_back bigint;
+begin
+    select * into v_opened from tokenlib.open_reservation(p_organization, p_reservation);
+    r := v_opened.r;
+    w := v_opened.w;
+    a.organization_id := p_organization;
+    a.id := p_reservation;
+    if r.id is null then
+        a.status := 'unknown_reservation';
+        return a;
+    elsif w.id is null then
+        a.status := 'unknown_organization';
+        return a;
+    end if;
+    a.user_id := r.user_id;
+    a.feature := r.feature;
+    a.token_type := r.token_type;
+    a.replayed := r.state = 'deducted';
+    if r.state = 'deducted' then
+        select * into strict l from public.ai_token_usage_log
+        where organization_id = p_organization and reservation_id = p_reservation;
+        a.status := 'ok';
+        a.id := l.id;
+        a.tokens := l.tokens_deducted;
+        a.waived := l.tokens_waived;
+        a.balance := l.remaining_balance;
+        a.created_at := l.created_at;
+        return a;
+    elsif r.state <> 'held' then
+        a.status := 'reservation_over';
+        a.text := r.state;
+        return a;
+    end if;
+    v_units := coalesce(p_units, r.units);
+    perform tokenlib.check_input(v_units, p_metadata, null);
+    if v_units > r.units then
+        raise exception 'must be at most the % that are held, not %', r.units, v_units
+            using errcode = '22023', column = 'units';
+    end if;
+    v_cost := (r.tokens + r.waived) / r.units * v_units;
+    a.tokens := case when r.waived > 0 then 0 else v_cost end;
+    a.waived := case when r.waived > 0 then v_cost else 0 end;
+    a.created_at := w.last_entry_at;
+    v_back := tokenlib.give_back(r, r.tokens - a.tokens);
+    if r.drawn is null then
+        w.pending := w.pending + a.tokens;
+    end if;
+    update public.ai_token_reservations set state = 'deducted', resolved_at = a.created_at
+    where organization_id = p_organization and id = p_reservation;
+    return tokenlib.append_usage(a, w, v_units, coalesce(p_metadata, r.metadata), r.idempotency_key,
+        r.request_hash, r.id, r.tokens, v_back);
+end
+$$;
+
+-- Gives a hold back. Releasing twice is the same as once.
+create function tokenlib.release(
+    p_organization uuid, p_reservation uuid, p_actor text, p_reason text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    r public.ai_token_reservations;
+    w public.ai_tokens;
+    v_opened record;
+    v_now timestamptz;
+    v_back bigint;
+begin
+    select * into v_opened from tokenlib.open_reservation(p_organization, p_reservation);
+    r := v_opened.r;
+    w := v_opened.w;
+    a.organization_id := p_organization;
+    a.id := p_reservation;
+    if r.id is null then
+        a.status := 'unknown_reservation';
+        return a;
+    elsif w.id is null then
+        a.status := 'unknown_organization';
+        return a;
+    end if;
+    a.user_id := r.user_id;
+    a.feature := r.feature;
+    a.token_type := r.token_type;
+    a.tokens := r.tokens;
+    a.replayed := r.state = 'released';
+    if r.state = 'held' then
+        v_now := w.last_entry_at;
+        v_back := tokenlib.give_back(r, r.tokens);
+        update public.ai_token_reservations set state = 'released', resolved_at = v_now
+        where organization_id = p_organization and id = p_reservation;
+        w := tokenlib.append_event(w, 'release', v_now, v_back, -r.tokens,
+            p_actor => coalesce(p_actor, r.user_id::text), p_reason => p_reason, p_subject => r.id,
+            p_data => jsonb_build_object('lapsed', r.tokens - v_back));
+        perform tokenlib.store_wallet(w, v_now);
+        a.created_at := v_now;
+    elsif r.state <> 'released' then
+        a.status := 'reservation_over';
+        a.text := r.state;
+        return a;
+    end if;
+    a.status := 'ok';
+    a.balance := w.balance;
+    return a;
+end
+$$;
+-- The UI's questions; never the decision.
+
+-- Balances of one organization, or of one of its wallets, up to date; wallets that are missing are
+-- created (all but `shared`). Reads without a lock while nothing is due.
+create function tokenlib.balances(p_organization uuid, p_token_type text default null)
+returns setof public.ai_tokens
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_type record;
+    w public.ai_tokens;
+begin
+    if not exists (select from public.organizations where id = p_organization) then
+        raise exception '%', p_organization using errcode = 'TK404';
+    end if;
+    for v_type in
+        select t.token_type, coalesce(a.event_number = 0 or a.due_at <= tokenlib.clock()
+                or (a.plan is distinct from o.plan and t.token_type <> 'shared'), true) as stale
+        from public.ai_token_types t
+        cross join public.organizations o
+        left join public.ai_tokens a
+            on a.organization_id = o.id and a.token_type = t.token_type
+        where o.id = p_organization and t.token_type = coalesce(p_token_type, t.token_type)
+            and (t.token_type <> 'shared' or a.id is not null)
+        order by t.token_type = 'shared', t.token_type
+    loop
+        if v_type.stale then
+            perform tokenlib.open_wallet(p_organization, v_type.token_type);
+        end if;
+    end loop;
+    return query
+        select a.* from public.ai_tokens a
+        join public.ai_token_types t using (token_type)
+        where a.organization_id = p_organization
+            and a.token_type = coalesce(p_token_type, a.token_type)
+        order by t.position;
+end
+$$;
+
+-- Whether the balance would pay, its own wallet or `shared`.
+create function tokenlib.has_enough(p_organization uuid, p_feature text, p_units bigint)
+returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_type text;
+    v_cost bigint;
+    v_allowance bigint;
+    v_enough boolean;
+    v_stale boolean;
+begin
+    perform tokenlib.check_input(p_units, null, null);
+    select token_type, cost * p_units into v_type, v_cost
+    from public.ai_token_features where feature = p_feature;
+    if not found then
+        return 'unknown_feature';
+    end if;
+    for v_pass in 1..2 loop
+        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type)),
+            coalesce(bool_or(a.event_number = 0 or a.due_at <= tokenlib.clock()
+                or (a.plan is distinct from o.plan and a.token_type <> 'shared')), true)
+                or count(*) filter (where a.token_type = v_type) = 0
+        into v_enough, v_stale
+        from public.organizations o
+        join public.ai_tokens a on a.organization_id = o.id
+        where o.id = p_organization and a.token_type in (v_type, 'shared');
+        exit when not v_stale;
+        if (tokenlib.open_wallet(p_organization, v_type)).id is null then
+            return 'unknown_organization';
+        end if;
+        perform tokenlib.open_wallet(p_organization, 'shared', p_create => false);
+    end loop;
+    return case when v_enough then 'yes' else 'no' end;
+end
+$$;
+
+-- The whole verdict without charging, and the rule that would refuse.
+create function tokenlib.can_use(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_limits boolean, p_mode text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+begin
+    select (d.a).* into a from tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null,
+        null, p_limits, p_mode, true) as d;
+    return a;
+end
+$$;
+-- Adds tokens: a purchase, a gift, an adjustment. What is granted beyond the allowance survives a
+-- refresh and a plan change until it expires. A replay of the key returns the first answer.
+create function tokenlib.grant_tokens(
+    p_organization uuid, p_token_type text, p_amount bigint, p_kind text, p_source text,
+    p_effective timestamptz, p_expires timestamptz, p_actor text, p_reason text, p_key text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    w public.ai_tokens;
+    e public.ai_token_events;
+    v_now timestamptz;
+    v_effective timestamptz;
+    v_hash bytea;
+begin
+    if p_amount is null or p_amount < 1 or p_amount > 1000000000 then
+        raise exception 'must be a whole number from 1 to 1000000000, not %', p_amount
+            using errcode = '22023', column = 'amount';
+    end if;
+    if p_kind is null or p_kind not in ('purchase', 'gift', 'adjustment') then
+        raise exception 'must be purchase, gift or adjustment, not %', p_kind
+            using errcode = '22023', column = 'kind';
+    end if;
+    if not exists (select from public.ai_token_types where token_type = p_token_type) then
+        a.status := 'unknown_token_type';
+        return a;
+    end if;
+    a.organization_id := p_organization;
+    a.token_type := p_token_type;
+    a.replayed := false;
+    if p_key is not null then
+        perform tokenlib.check_input(1, null, p_key);
+        v_hash := tokenlib.digest(jsonb_build_array('grant', p_token_type, p_amount, p_kind,
+            p_source, tokenlib.microseconds(p_effective), tokenlib.microseconds(p_expires)));
+    end if;
+    w := tokenlib.open_wallet_for(p_organization, p_token_type, p_key);
+    if w.id is null then
+        a.status := 'unknown_organization';
+        return a;
+    end if;
+    if p_key is not null then
+        select * into e from public.ai_token_events
+        where organization_id = p_organization and idempotency_key = p_key;
+        if found then
+            a.status := case when e.request_hash = v_hash then 'ok' else 'conflict' end;
+            a.replayed := true;
+            a.id := e.subject_id;
+            a.tokens := p_amount;
+            a.balance := e.balance_after;
+            a.created_at := e.effective_at;
+            a.until := p_expires;
+            return a;
+        end if;
+        a.status := 'ok';
+        a := tokenlib.find_key(a, p_key, v_hash);
+        if a.status <> 'ok' then
+            a.status := 'conflict';
+            return a;
+        end if;
+    end if;
+    v_now := w.last_entry_at;
+    v_effective := greatest(coalesce(p_effective, v_now), v_now);
+    if p_expires <= v_effective then
+        raise exception 'must be later than the time the grant takes effect (%)', v_effective
+            using errcode = '22023', column = 'expires_at';
+    end if;
+    if v_effective <= v_now then
+        w := tokenlib.draw_pending(w);
+    end if;
+    a.id := gen_random_uuid();
+    insert into public.ai_token_grants (id, organization_id, token_type, kind, source, amount,
+        remaining, created_at, effective_at, arrived_at, expires_at)
+    values (a.id, p_organization, p_token_type, p_kind, p_source, p_amount, p_amount, v_now,
+        v_effective, case when v_effective <= v_now then v_now end, p_expires);
+    w := tokenlib.append_event(w,
+        case when v_effective <= v_now then 'grant' else 'grant_scheduled' end, v_now,
+        case when v_effective <= v_now then p_amount else 0 end,
+        p_actor => p_actor, p_reason => p_reason, p_subject => a.id, p_effective => v_effective,
+        p_data => jsonb_build_object('kind', p_kind, 'source', p_source, 'amount', p_amount),
+        p_key => p_key, p_request_hash => v_hash);
+    w.due_at := tokenlib.next_due(w);
+    perform tokenlib.store_wallet(w, v_now);
+    a.status := 'ok';
+    a.tokens := p_amount;
+    a.balance := w.balance;
+    a.created_at := v_effective;
+    a.until := p_expires;
+    return a;
+end
+$$;
+-- Gives back a charge, once, with its own entry. Within the period it lowers what was used, and the
+-- tokens return to the grants burnt last; later it is a grant that lives one period. A replay of the
+-- key returns the first answer; any other refund of the same charge is already_refunded.
+create function tokenlib.refund(
+    p_organization uuid, p_usage uuid, p_actor text, p_reason text, p_key text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+declare
+    a tokenlib.answer;
+    l public.ai_token_usage_log;
+    e public.ai_token_events;
+    w public.ai_tokens;
+    g record;
+    v_hash bytea;
+    v_now timestamptz;
+    v_left bigint;
+    v_take bigint;
+    v_in_period boolean;
+    v_period interval;
+begin
+    if coalesce(btrim(p_reason), '') = '' then
+        raise exception 'must say why the charge is given back'
+            using errcode = '22023', column = 'reason';
+    end if;
+    perform tokenlib.check_input(1, null, p_key);
+    a.organization_id := p_organization;
+    a.id := p_usage;
+    a.replayed := false;
+    select * into l from public.ai_token_usage_log
+    where organization_id = p_organization and id = p_usage;
+    if not found then
+        a.status := 'unknown_usage';
+        return a;
+    end if;
+    w := tokenlib.open_wallet_for(p_organization, l.token_type, p_key);
+    if w.id is null then
+        a.status := 'unknown_organization';
+        return a;
+    end if;
+    a.user_id := l.user_id;
+    a.feature := l.feature_used;
+    a.token_type := l.token_type;
+    a.tokens := l.tokens_deducted;
+    select * into e from public.ai_token_events
+    where organization_id = p_organization and subject_id = p_usage and kind = 'refund';
+    if found then
+        a.status := case when e.idempotency_key = p_key then 'ok' else 'already_refunded' end;
+        a.replayed := true;
+        a.balance := e.balance_after;
+        a.created_at := e.created_at;
+        return a;
+    elsif l.tokens_deducted = 0 then
+        a.status := 'nothing_to_refund';
+        return a;
+    end if;
+    if p_key is not null then
+        v_hash := tokenlib.digest(jsonb_build_array('refund', p_usage));
+        a.status := 'ok';
+        if (tokenlib.find_key(a, p_key, v_hash)).status <> 'ok' then
+            a.status := 'conflict';
+            return a;
+        end if;
+    end if;
+    select period into strict v_period from public.ai_token_parameters;
+    v_now := w.last_entry_at;
+    v_left := l.tokens_deducted;
+    v_in_period := l.created_at >= w.period_start and w.total_used >= l.tokens_deducted;
+    if v_in_period then
+        v_take := least(w.pending, v_left);
+        w.pending := w.pending - v_take;
+        v_left := v_left - v_take;
+        if v_left > 0 then
+            w := tokenlib.draw_pending(w);
+        end if;
+        for g in
+            select id, least(v_left, used - used_before - coalesce((
+                select sum((d.value ->> 1)::bigint) from public.ai_token_reservations r,
+                    jsonb_array_elements(r.drawn) as d
+                where r.organization_id = p_organization and r.token_type = l.token_type
+                    and r.state = 'held' and (d.value ->> 0)::uuid = x.id), 0)) as undrawable,
+                amount, used
+            from public.ai_token_grants x
+            where organization_id = p_organization and token_type = l.token_type
+                and closed_at is null and arrived_at is not null
+            order by expires_at desc nulls first, effective_at desc, kind = 'allowance',
+                created_at desc, id desc
+        loop
+            exit when v_left = 0;
+            v_take := least(g.undrawable, v_left);
+            -- An allowance cut below what was used of it has no room; a refund grant takes it.
+            if v_take > 0 and g.used <= g.amount then
+                update public.ai_token_grants
+                set used = used - v_take, remaining = remaining + v_take
+                where organization_id = p_organization and id = g.id;
+                v_left := v_left - v_take;
+            end if;
+        end loop;
+    else
+        w := tokenlib.draw_pending(w);
+    end if;
+    if v_left > 0 then
+        insert into public.ai_token_grants (organization_id, token_type, kind, source, amount,
+            remaining, created_at, effective_at, arrived_at, expires_at)
+        values (p_organization, l.token_type, 'refund', 'usage ' || l.id, v_left, v_left, v_now,
+            v_now, v_now, v_now + v_period);
+    end if;
+    w := tokenlib.append_event(w, 'refund', v_now, l.tokens_deducted, 0,
+        case when v_in_period then -l.tokens_deducted else 0 end,
+        p_actor => p_actor, p_reason => p_reason, p_subject => l.id,
+        p_data => jsonb_build_object('feature', l.feature_used, 'user_id', l.user_id),
+        p_key => p_key, p_request_hash => v_hash);
+    w.due_at := tokenlib.next_due(w);
+    perform tokenlib.store_wallet(w, v_now);
+    a.status := 'ok';
+    a.balance := w.balance;
+    a.created_at := v_now;
+    return a;
+end
+$$;
+-- Five wallets, one per type, with the plan's allowance. Safe to call twice. Returns how many were
+-- missing; p_dry_run only counts.
+create function tokenlib.initialize(
+    p_organization uuid, p_plan text, p_dry_run boolean, out status text, out plan text,
+    out created bigint
+)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_type text;
+begin
+    created := 0;
+    select o.plan into plan from public.organizations o where o.id = p_organization;
+    if not found then
+        status := 'unknown_organization';
+        return;
+    elsif p_plan is not null and p_plan is distinct from plan then
+        status := 'plan_mismatch';
+        return;
+    end if;
+    for v_type in
+        select t.token_type from public.ai_token_types t
+        where t.token_type <> 'shared' and not exists (
+            select from public.ai_tokens a
+            where a.organization_id = p_organization and a.token_type = t.token_type)
+        order by t.token_type
+    loop
+        created := created + 1;
+        if not p_dry_run then
+            perform tokenlib.open_wallet(p_organization, v_type);
+        end if;
+    end loop;
+    status := 'ok';
+end
+$$;
+
+-- Moves an organization to another plan: the new allowance less what this period has used, refresh
+-- date unchanged, purchases kept; so switching back and forth earns nothing.
+create function tokenlib.change_plan(
+    p_organization uuid, p_plan text, p_actor text, p_reason text, out status text, out plan text
+)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_type text;
+    v_now timestamptz;
+    v_wallets public.ai_tokens[] := '{}';
+    w public.ai_tokens;
+begin
+    if not exists (select from public.ai_token_plans p where p.plan = p_plan) then
+        status := 'unknown_plan';
+        return;
+    end if;
+    for v_type in
+        select token_type from public.ai_token_types where token_type <> 'shared' order by token_type
+    loop
+        w := tokenlib.open_wallet(p_organization, v_type);
+        if w.id is null then
+            status := 'unknown_organization';
+            return;
+        end if;
+        v_wallets := v_wallets || w;
+    end loop;
+    select o.plan into plan from public.organizations o where o.id = p_organization for no key update;
+    if plan is distinct from p_plan then
+        update public.organizations o set plan = p_plan where o.id = p_organization;
+        v_now := tokenlib.clock();
+        foreach w in array v_wallets loop
+            w := tokenlib.settle(w, p_plan, greatest(v_now, w.last_entry_at), p_actor, p_reason);
+        end loop;
+        insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
+            created_at)
+        values (p_organization, 'change_plan', p_actor, p_reason, jsonb_build_object('plan', plan),
+            jsonb_build_object('plan', p_plan), v_now);
+        plan := p_plan;
+    end if;
+    status := 'ok';
+end
+$$;
+
+-- Ends every period that is due, once, however many callers run it at the same time. Returns how
+-- many wallets were brought up to date; at most p_limit, so that one call stays short.
+create function tokenlib.refresh(p_organization uuid, p_limit integer) returns bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_wallet record;
+    v_count bigint := 0;
+begin
+    -- In lock order; a wallet that somebody is using is brought up to date by that touch.
+    for v_wallet in
+        select a.organization_id, a.token_type from public.ai_tokens a
+        where a.due_at <= tokenlib.clock()
+            and (p_organization is null or a.organization_id = p_organization)
+            and exists (select from public.organizations o where o.id = a.organization_id)
+        order by a.organization_id, a.token_type = 'shared', a.token_type
+        limit p_limit
+        for no key update of a skip locked
+    loop
+        perform tokenlib.open_wallet(v_wallet.organization_id, v_wallet.token_type);
+        v_count := v_count + 1;
+    end loop;
+    return v_count;
+end
+$$;
+-- Who may use AI at all: payment states, pauses, and the emergency switch. Not one balance moves.
+
+create function tokenlib.set_status(
+    p_organization uuid, p_status text, p_actor text, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before text;
+    v_now timestamptz := tokenlib.clock();
+begin
+    if p_status is null or p_status not in ('active', 'limited', 'expired', 'suspended') then
+        raise exception 'must be active, limited, expired or suspended, not %', p_status
+            using errcode = '22023', column = 'status';
+    end if;
+    if not exists (select from public.organizations where id = p_organization) then
+        return 'unknown_organization';
+    end if;
+    insert into public.ai_token_organization_settings (organization_id)
+    values (p_organization) on conflict do nothing;
+    select status into strict v_before from public.ai_token_organization_settings
+    where organization_id = p_organization for no key update;
+    update public.ai_token_organization_settings set status = p_status, status_since = v_now
+    where organization_id = p_organization;
+    insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
+        created_at)
+    values (p_organization, 'set_status', p_actor, p_reason,
+        jsonb_build_object('status', v_before), jsonb_build_object('status', p_status), v_now);
+    return 'ok';
+end
+$$;
+
+create function tokenlib.pause_user(
+    p_organization uuid, p_user uuid, p_paused boolean, p_actor text, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before jsonb;
+    v_now timestamptz := tokenlib.clock();
+begin
+    if not exists (select from public.user_profiles
+        where id = p_user and organization_id = p_organization) then
+        return 'not_a_member';
+    end if;
+    select jsonb_build_object('user_id', p_user, 'paused', paused_at is not null) into v_before
+    from public.ai_token_user_settings
+    where organization_id = p_organization and user_id = p_user for no key update;
+    insert into public.ai_token_user_settings (organization_id, user_id, paused_at)
+    values (p_organization, p_user, case when p_paused then v_now end)
+    on conflict (organization_id, user_id) do update set paused_at = excluded.paused_at;
+    insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
+        created_at)
+    values (p_organization, 'pause_user', p_actor, p_reason,
+        coalesce(v_before, jsonb_build_object('user_id', p_user, 'paused', false)),
+        jsonb_build_object('user_id', p_user, 'paused', p_paused), v_now);
+    return 'ok';
+end
+$$;
+
+-- The switch: enforce, log only, off; for everyone (p_organization null) or one organization; back
+-- by itself at p_until.
+create function tokenlib.set_mode(
+    p_organization uuid, p_mode text, p_until timestamptz, p_actor text, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before jsonb;
+    v_now timestamptz := tokenlib.clock();
+begin
+    if p_mode is null or p_mode not in ('enforce', 'log_only', 'off') then
+        raise exception 'must be enforce, log_only or off, not %', p_mode
+            using errcode = '22023', column = 'mode';
+    end if;
+    if coalesce(btrim(p_reason), '') = '' then
+        raise exception 'must say why the switch is used'
+            using errcode = '22023', column = 'reason';
+    end if;
+    if p_organization is null then
+        select jsonb_build_object('mode', mode, 'until', mode_until) into strict v_before
+        from public.ai_token_parameters for update;
+        update public.ai_token_parameters set mode = p_mode, mode_until = p_until;
+    else
+        if not exists (select from public.organizations where id = p_organization) then
+            return 'unknown_organization';
+        end if;
+        select jsonb_build_object('mode', mode, 'until', mode_until) into v_before
+        from public.ai_token_organization_settings
+        where organization_id = p_organization for no key update;
+        insert into public.ai_token_organization_settings (organization_id, mode, mode_until)
+        values (p_organization, p_mode, p_until)
+        on conflict (organization_id) do update
+        set mode = excluded.mode, mode_until = excluded.mode_until;
+    end if;
+    insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
+        created_at)
+    values (p_organization, 'set_mode', p_actor, p_reason, v_before,
+        jsonb_build_object('mode', p_mode, 'until', p_until), v_now);
+    return 'ok';
+end
+$$;
+
+-- A finding is settled by an entry with actor and reason; the balance stays as the customer has it.
+create function tokenlib.settle_finding(
+    p_organization uuid, p_finding uuid, p_actor text, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    f public.ai_token_findings;
+    w public.ai_tokens;
+    v_now timestamptz;
+begin
+    if coalesce(btrim(p_reason), '') = '' then
+        raise exception 'must say how the finding was settled'
+            using errcode = '22023', column = 'reason';
+    end if;
+    select * into f from public.ai_token_findings
+    where organization_id = p_organization and id = p_finding for update;
+    if not found then
+        return 'unknown_finding';
+    elsif f.settled_at is not null then
+        return 'already_settled';
+    end if;
+    -- Not brought up to date: the organization may be gone, and the finding is settled all the same.
+    select * into w from public.ai_tokens
+    where organization_id = f.organization_id and token_type = f.token_type
+    for no key update;
+    if not found or w.event_number = 0 then
+        w := tokenlib.open_wallet(f.organization_id, f.token_type);
+    end if;
+    v_now := greatest(tokenlib.clock(), w.last_entry_at);
+    if w.id is null then
+        insert into public.ai_token_changes (organization_id, action, actor, reason, after,
+            created_at)
+        values (p_organization, 'settle_finding', p_actor, p_reason,
+            jsonb_build_object('finding', f.id, 'kind', f.kind), v_now);
+    else
+        w := tokenlib.append_event(w, 'finding_settled', v_now, p_actor => p_actor,
+            p_reason => p_reason, p_subject => f.id, p_data => jsonb_build_object('kind', f.kind));
+        perform tokenlib.store_wallet(w, v_now);
+    end if;
+    update public.ai_token_findings
+    set settled_at = v_now, settled_by = p_actor, settlement = p_reason
+    where organization_id = p_organization and id = p_finding;
+    return 'ok';
+end
+$$;
+-- For products that have no tables of their own for these.
+
+create function tokenlib.create_organization(p_name text, p_plan text) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id uuid;
+begin
+    if coalesce(btrim(p_name), '') = '' or length(p_name) > 200 then
+        raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
+    end if;
+    if not exists (select from public.ai_token_plans where plan = p_plan) then
+        return null;
+    end if;
+    insert into public.organizations (name, plan) values (btrim(p_name), p_plan)
+    returning id into v_id;
+    perform tokenlib.initialize(v_id, p_plan, false);
+    return v_id;
+end
+$$;
+
+create function tokenlib.add_member(p_organization uuid, p_name text, p_email text) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id uuid;
+begin
+    if coalesce(btrim(p_name), '') = '' or length(p_name) > 200 then
+        raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
+    end if;
+    if p_email is null or p_email !~ '^[^@\s]+@[^@\s]+$' or length(p_email) > 320 then
+        raise exception 'must be an e-mail address, not %', p_email
+            using errcode = '22023', column = 'email';
+    end if;
+    if not exists (select from public.organizations where id = p_organization) then
+        return null;
+    end if;
+    insert into public.user_profiles (organization_id, full_name, email)
+    values (p_organization, btrim(p_name), p_email) returning id into v_id;
+    return v_id;
+end
+$$;
+
+-- Quests of the demo feature. Members write nothing directly; the acting user is checked here.
+create function tokenlib.save_quest(
+    p_organization uuid, p_user uuid, p_title text, p_description text, p_quarter text,
+    p_target bigint, p_metadata jsonb
+) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_id uuid;
+begin
+    if not exists (select from public.user_profiles
+        where id = p_user and organization_id = p_organization) then
+        return null;
+    end if;
+    insert into public.quests (organization_id, title, description, quarter, target_amount, metadata,
+        created_by, created_at)
+    values (p_organization, p_title, p_description, p_quarter, p_target, p_metadata, p_user,
+        tokenlib.clock())
+    returning id into v_id;
+    return v_id;
+end
+$$;
+
+create function tokenlib.advance_quest(
+    p_organization uuid, p_user uuid, p_quest uuid, p_progress integer, p_metadata jsonb
+) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if not exists (select from public.user_profiles
+        where id = p_user and organization_id = p_organization) then
+        return false;
+    end if;
+    update public.quests set progress = p_progress, metadata = p_metadata,
+        status = case when p_progress = 100 then 'completed' else 'active' end
+    where organization_id = p_organization and id = p_quest;
+    return found;
+end
+$$;
+
+-- Keeps the history of what the health view measured.
+create function tokenlib.record_latency(p_operation text, p_milliseconds double precision)
+returns void
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_latencies (measured_at, operation, milliseconds)
+    values (clock_timestamp(), p_operation, p_milliseconds)
+$$;
+-- What staff may do, decided here and not in the page that shows the button: each function takes the
+-- acting person and looks them up in tokenlib_staff before anything else happens. Support gives gifts
+-- up to a daily limit and releases holds; the rest is for admins. The actor on record is the person's
+-- id as text.
+
+-- The role of a staff person who has one of p_roles; anybody else ends here. Holds the person's row
+-- until the end: whoever removes them waits for what they are doing, or is seen by it.
+create function tokenlib.require_staff(p_actor uuid, p_roles text[]) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    v_role text;
+begin
+    select role into v_role from public.tokenlib_staff where user_id = p_actor for share;
+    if v_role is null then
+        raise exception 'Only staff may do this.' using errcode = 'TK403';
+    elsif v_role <> all (p_roles) then
+        raise exception 'Only % may do this; your role is %.', array_to_string(p_roles, ' or '),
+            v_role using errcode = 'TK403';
+    end if;
+    return v_role;
+end
+$$;
+
+create function tokenlib.require_reason(p_reason text) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if coalesce(p_reason, '') !~ '\S' then
+        raise exception 'must say why' using errcode = '22023', column = 'reason';
+    end if;
+end
+$$;
+
+create function tokenlib.record_change(
+    p_organization uuid, p_action text, p_actor uuid, p_reason text, p_before jsonb, p_after jsonb
+) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
+        created_at)
+    values (p_organization, p_action, p_actor::text, p_reason, p_before, p_after, tokenlib.clock())
+$$;
+
+-- What a person granted in the present UTC day, arrived or scheduled.
+create function tokenlib.granted_today(p_actor uuid) returns bigint
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+    select coalesce(sum((data ->> 'amount')::bigint), 0)::bigint from public.ai_token_events
+    where kind in ('grant', 'grant_scheduled') and actor = p_actor::text
+        and created_at >= date_trunc('day', tokenlib.clock(), 'UTC')
+$$;
+
+create function tokenlib.staff_grant(
+    p_actor uuid, p_organization uuid, p_token_type text, p_amount bigint, p_kind text,
+    p_source text, p_effective timestamptz, p_expires timestamptz, p_reason text, p_key text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_limit bigint;
+    v_granted bigint;
+begin
+    perform tokenlib.require_reason(p_reason);
+    if tokenlib.require_staff(p_actor, '{admin,support}') = 'support' then
+        if p_kind is distinct from 'gift' then
+            raise exception 'Support gives gifts; an admin adds purchases and adjustments.'
+                using errcode = 'TK403';
+        elsif p_effective is not null then
+            raise exception 'Support gives at once; an admin sets a date.' using errcode = 'TK403';
+        end if;
+        -- One grant of a person at a time: two tabs cannot both see the same room.
+        perform pg_advisory_xact_lock(hashtextextended('tokenlib staff ' || p_actor, 0));
+        -- A replay gives nothing, so it needs no room.
+        if p_key is null or not exists (select from public.ai_token_events
+            where organization_id = p_organization and idempotency_key = p_key) then
+            select grants_per_day into strict v_limit from public.tokenlib_staff
+            where user_id = p_actor;
+            v_granted := tokenlib.granted_today(p_actor);
+            if v_granted + p_amount > v_limit then
+                raise exception 'You may give % tokens a day; % are left today.', v_limit,
+                    greatest(0, v_limit - v_granted) using errcode = 'TK403',
+                    hint = 'An admin can grant more, or raise the limit.';
+            end if;
+        end if;
+    end if;
+    return tokenlib.grant_tokens(p_organization, p_token_type, p_amount, p_kind, p_source,
+        p_effective, p_expires, p_actor::text, p_reason, p_key);
+end
+$$;
+
+create function tokenlib.staff_release(
+    p_actor uuid, p_organization uuid, p_reservation uuid, p_reason text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin,support}');
+    return tokenlib.release(p_organization, p_reservation, p_actor::text, p_reason);
+end
+$$;
+
+create function tokenlib.staff_refund(
+    p_actor uuid, p_organization uuid, p_usage uuid, p_reason text, p_key text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    return tokenlib.refund(p_organization, p_usage, p_actor::text, p_reason, p_key);
+end
+$$;
+
+create function tokenlib.staff_change_plan(
+    p_actor uuid, p_organization uuid, p_plan text, p_reason text, out status text, out plan text
+)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    select c.status, c.plan into status, plan
+    from tokenlib.change_plan(p_organization, p_plan, p_actor::text, p_reason) as c;
+end
+$$;
+
+create function tokenlib.staff_set_status(
+    p_actor uuid, p_organization uuid, p_status text, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    return tokenlib.set_status(p_organization, p_status, p_actor::text, p_reason);
+end
+$$;
+
+create function tokenlib.staff_pause_user(
+    p_actor uuid, p_organization uuid, p_user uuid, p_paused boolean, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    return tokenlib.pause_user(p_organization, p_user, p_paused, p_actor::text, p_reason);
+end
+$$;
+
+create function tokenlib.staff_settle_finding(
+    p_actor uuid, p_organization uuid, p_finding uuid, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    return tokenlib.settle_finding(p_organization, p_finding, p_actor::text, p_reason);
+end
+$$;
+
+create function tokenlib.staff_set_mode(
+    p_actor uuid, p_organization uuid, p_mode text, p_until timestamptz, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    return tokenlib.set_mode(p_organization, p_mode, p_until, p_actor::text, p_reason);
+end
+$$;
+
+-- What one unit of a feature costs from now on; live holds keep the cost they were made at.
+create function tokenlib.staff_set_cost(
+    p_actor uuid, p_feature text, p_cost bigint, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before bigint;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    if p_cost is null or p_cost < 1 or p_cost > 1000000 then
+        raise exception 'must be a whole number from 1 to 1000000, not %', p_cost
+            using errcode = '22023', column = 'cost';
+    end if;
+    select cost into v_before from public.ai_token_features where feature = p_feature for update;
+    if not found then
+        return 'unknown_feature';
+    end if;
+    update public.ai_token_features set cost = p_cost where feature = p_feature;
+    perform tokenlib.record_change(null, 'set_cost', p_actor, p_reason,
+        jsonb_build_object('feature', p_feature, 'cost', v_before),
+        jsonb_build_object('feature', p_feature, 'cost', p_cost));
+    return 'ok';
+end
+$$;
+
+-- What a plan gives per period, null for unlimited. A wallet has it from its next period on.
+create function tokenlib.staff_set_allowance(
+    p_actor uuid, p_plan text, p_token_type text, p_allowance bigint, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before jsonb;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    if p_allowance not between 0 and 1000000000 then
+        raise exception 'must be a whole number from 0 to 1000000000, not %', p_allowance
+            using errcode = '22023', column = 'allowance';
+    end if;
+    if not exists (select from public.ai_token_plans where plan = p_plan) then
+        return 'unknown_plan';
+    elsif p_token_type = 'shared' or not exists (
+        select from public.ai_token_types where token_type = p_token_type) then
+        return 'unknown_token_type';
+    end if;
+    select to_jsonb(a) into v_before from public.ai_token_allowances a
+    where a.plan = p_plan and a.token_type = p_token_type for update;
+    insert into public.ai_token_allowances (plan, token_type, allowance)
+    values (p_plan, p_token_type, p_allowance)
+    on conflict (plan, token_type) do update set allowance = excluded.allowance;
+    perform tokenlib.record_change(null, 'set_allowance', p_actor, p_reason, v_before,
+        jsonb_build_object('plan', p_plan, 'token_type', p_token_type, 'allowance', p_allowance));
+    return 'ok';
+end
+$$;
+
+-- Abuse limits of everyone (p_organization null) or of one organization; a null limit is off.
+-- p_own false takes an organization's own limits away: those of everyone hold again.
+create function tokenlib.staff_set_limits(
+    p_actor uuid, p_organization uuid, p_own boolean, p_requests_per_minute integer,
+    p_seconds_between_requests numeric, p_tokens_per_request bigint,
+    p_output_units_per_request bigint, p_alert_tokens_per_hour bigint, p_failed_attempts integer,
+    p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before jsonb;
+    v_after jsonb;
+    v_wrong text;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    select name into v_wrong from (values
+        ('requests_per_minute', p_requests_per_minute::numeric),
+        ('seconds_between_requests', p_seconds_between_requests),
+        ('tokens_per_request', p_tokens_per_request),
+        ('output_units_per_request', p_output_units_per_request),
+        ('alert_tokens_per_hour', p_alert_tokens_per_hour),
+        ('failed_attempts', p_failed_attempts)) as l (name, value)
+    where value <= 0 or value > 1000000000 limit 1;
+    if v_wrong is not null then
+        raise exception 'must be more than 0 and at most 1000000000, or empty for no limit'
+            using errcode = '22023', column = v_wrong;
+    end if;
+    if p_organization is not null
+        and not exists (select from public.organizations where id = p_organization) then
+        return 'unknown_organization';
+    end if;
+    select to_jsonb(l) - 'organization_id' into v_before from public.ai_token_limits l
+    where l.organization_id is not distinct from p_organization for update;
+    if p_own then
+        insert into public.ai_token_limits as l
+        values (p_organization, p_requests_per_minute, p_seconds_between_requests,
+            p_tokens_per_request, p_output_units_per_request, p_alert_tokens_per_hour,
+            p_failed_attempts)
+        on conflict (organization_id) do update set
+            requests_per_minute = excluded.requests_per_minute,
+            seconds_between_requests = excluded.seconds_between_requests,
+            tokens_per_request = excluded.tokens_per_request,
+            output_units_per_request = excluded.output_units_per_request,
+            alert_tokens_per_hour = excluded.alert_tokens_per_hour,
+            failed_attempts = excluded.failed_attempts
+        returning to_jsonb(l) - 'organization_id' into v_after;
+    elsif p_organization is null then
+        raise exception 'are needed for everyone' using errcode = '22023', column = 'limits';
+    else
+        delete from public.ai_token_limits where organization_id = p_organization;
+    end if;
+    perform tokenlib.record_change(p_organization, 'set_limits', p_actor, p_reason, v_before,
+        v_after);
+    return 'ok';
+end
+$$;
+
+-- What holds for everyone; null leaves a parameter as it is.
+create function tokenlib.staff_set_parameters(
+    p_actor uuid, p_hold_life interval, p_top_up_block bigint, p_token_cost_cents numeric,
+    p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    p public.ai_token_parameters;
+    v_before jsonb;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    if p_hold_life <= interval '0' or p_hold_life > interval '1 day' then
+        raise exception 'must be more than 0 s and at most 1 day'
+            using errcode = '22023', column = 'hold_life';
+    elsif p_top_up_block not between 1 and 1000000000 then
+        raise exception 'must be a whole number from 1 to 1000000000, not %', p_top_up_block
+            using errcode = '22023', column = 'top_up_block';
+    elsif p_token_cost_cents < 0 or p_token_cost_cents > 1000000 then
+        raise exception 'must be from 0 to 1000000 cents, not %', p_token_cost_cents
+            using errcode = '22023', column = 'token_cost_cents';
+    end if;
+    select * into strict p from public.ai_token_parameters for update;
+    v_before := jsonb_build_object('hold_life', p.hold_life, 'top_up_block', p.top_up_block,
+        'token_cost_cents', p.token_cost_cents);
+    update public.ai_token_parameters set hold_life = coalesce(p_hold_life, hold_life),
+        top_up_block = coalesce(p_top_up_block, top_up_block),
+        token_cost_cents = coalesce(p_token_cost_cents, token_cost_cents)
+    returning * into strict p;
+    perform tokenlib.record_change(null, 'set_parameters', p_actor, p_reason, v_before,
+        jsonb_build_object('hold_life', p.hold_life, 'top_up_block', p.top_up_block,
+            'token_cost_cents', p.token_cost_cents));
+    return 'ok';
+end
+$$;
+
+-- Makes a person staff, changes them, or (p_role null) takes their rights away. Somebody who is not
+-- staff yet needs a name and an e-mail address. One admin always remains.
+create function tokenlib.staff_set_staff(
+    p_actor uuid, p_user uuid, p_role text, p_grants_per_day bigint, p_email text, p_name text,
+    p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    s public.tokenlib_staff;
+    v_before jsonb;
+    v_after jsonb;
+begin
+    perform tokenlib.require_reason(p_reason);
+    -- Before the actor's row is held: two admins who change each other take turns.
+    perform pg_advisory_xact_lock(hashtextextended('tokenlib staff', 0));
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    if p_role not in ('admin', 'support') then
+        raise exception 'must be admin or support, not %', p_role
+            using errcode = '22023', column = 'role';
+    elsif p_grants_per_day not between 0 and 1000000000 then
+        raise exception 'must be a whole number from 0 to 1000000000, not %', p_grants_per_day
+            using errcode = '22023', column = 'grants_per_day';
+    elsif p_email is not null and (p_email !~ '^[^@\s]+@[^@\s]+$' or length(p_email) > 320) then
+        raise exception 'must be an e-mail address, not %', p_email
+            using errcode = '22023', column = 'email';
+    elsif p_name is not null and (p_name !~ '\S' or length(p_name) > 200) then
+        raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
+    elsif p_role is not null and exists (
+        select from public.tokenlib_staff where email = p_email and user_id <> p_user) then
+        raise exception '% is another staff person''s', p_email
+            using errcode = '22023', column = 'email';
+    end if;
+    select * into s from public.tokenlib_staff where user_id = p_user for update;
+    if not found then
+        if p_role is null then
+            return 'unknown_staff';
+        elsif p_email is null or p_name is null then
+            raise exception 'is needed for somebody who is not staff yet' using errcode = '22023',
+                column = case when p_email is null then 'email' else 'name' end;
+        end if;
+    else
+        v_before := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
+            'grants_per_day', s.grants_per_day);
+    end if;
+    if s.role = 'admin' and p_role is distinct from 'admin' and not exists (
+        select from public.tokenlib_staff where role = 'admin' and user_id <> p_user) then
+        raise exception 'The last admin stays. Make somebody else admin first.'
+            using errcode = 'TK403';
+    end if;
+    if p_role is null then
+        delete from public.tokenlib_staff where user_id = p_user;
+    else
+        insert into public.tokenlib_staff (user_id, email, full_name, role, grants_per_day,
+            created_at)
+        values (p_user, coalesce(p_email, s.email), coalesce(btrim(p_name), s.full_name), p_role,
+            coalesce(p_grants_per_day, s.grants_per_day, 0), tokenlib.clock())
+        on conflict (user_id) do update set email = excluded.email,
+            full_name = excluded.full_name, role = excluded.role,
+            grants_per_day = excluded.grants_per_day
+        returning * into strict s;
+        v_after := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
+            'grants_per_day', s.grants_per_day);
+    end if;
+    perform tokenlib.record_change(null, 'set_staff', p_actor, p_reason, v_before, v_after);
+    return 'ok';
+end
+$$;
+
+-- Keeps the result of a verification of everybody.
+create function tokenlib.record_verification(p_wallets bigint, p_entries bigint, p_problems bigint)
+returns void
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_verifications (at, wallets, entries, problems)
+    values (tokenlib.clock(), p_wallets, p_entries, p_problems)
+$$;
+-- Erases the metadata of one person: of their log rows, reservations and quests. Each wallet gets an
+-- entry first, with who, why and how many; the log's trigger lets nothing pass without it, and verify
+-- finds metadata that is gone without it. The chain still holds, since it covers a digest. The user
+-- may be deleted by now.
+create function tokenlib.erase_metadata(
+    p_organization uuid, p_user uuid, p_actor text, p_reason text,
+    out log_entries bigint, out reservations bigint, out quests bigint
+)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_type text;
+    w public.ai_tokens;
+    v_now timestamptz;
+    v_rows bigint;
+begin
+    perform tokenlib.require_reason(p_reason);
+    if not exists (select from public.organizations where id = p_organization)
+        and not exists (select from public.ai_tokens where organization_id = p_organization) then
+        raise exception '%', p_organization using errcode = 'TK404';
+    end if;
+    log_entries := 0;
+    for v_type in
+        select token_type from public.ai_token_usage_log
+        where organization_id = p_organization and user_id = p_user and metadata is not null
+        group by token_type order by token_type = 'shared', token_type
+    loop
+        -- Not brought up to date: the organization may be gone, and erasing must still be possible.
+        select * into w from public.ai_tokens
+        where organization_id = p_organization and token_type = v_type
+        for no key update;
+        if not found or w.event_number = 0 then
+            w := tokenlib.open_wallet(p_organization, v_type);
+            if w.id is null then
+                raise exception '%', p_organization using errcode = 'TK404';
+            end if;
+        end if;
+        select count(*) into v_rows from public.ai_token_usage_log
+        where organization_id = p_organization and token_type = v_type and user_id = p_user
+            and metadata is not null;
+        v_now := greatest(tokenlib.clock(), w.last_entry_at);
+        w := tokenlib.append_event(w, 'metadata_erased', v_now, p_actor => p_actor,
+            p_reason => p_reason, p_subject => p_user,
+            p_data => jsonb_build_object('log_entries', v_rows));
+        perform tokenlib.store_wallet(w, v_now);
+        update public.ai_token_usage_log
+        set metadata = null,
+            metadata_digest = coalesce(metadata_digest, tokenlib.digest(metadata))
+        where organization_id = p_organization and token_type = v_type and user_id = p_user
+            and metadata is not null;
+        log_entries := log_entries + v_rows;
+    end loop;
+    update public.ai_token_reservations set metadata = null
+    where organization_id = p_organization and user_id = p_user and metadata is not null;
+    get diagnostics reservations = row_count;
+    update public.quests q set metadata = '{}'
+    where q.organization_id = p_organization and q.created_by = p_user and q.metadata <> '{}';
+    get diagnostics quests = row_count;
+    insert into public.ai_token_changes (organization_id, action, actor, reason, after, created_at)
+    values (p_organization, 'erase_metadata', p_actor, p_reason,
+        jsonb_build_object('user_id', p_user, 'log_entries', log_entries,
+            'reservations', reservations, 'quests', quests), tokenlib.clock());
+end
+$$;

@@ -1,0 +1,441 @@
+-- Tables of the books. Names and columns of ai_tokens and ai_token_usage_log are a contract with
+-- existing products: columns are added, never renamed or dropped.
+
+-- Host tables: a product that has its own keeps them untouched.
+do $$
+begin
+    if to_regclass('public.organizations') is null then
+        create table public.organizations (
+            id uuid primary key default gen_random_uuid(),
+            name text not null constraint name_not_blank check (btrim(name) <> ''),
+            plan text not null default 'starter'
+                constraint plan_known check (plan in ('starter', 'pro', 'enterprise')),
+            created_at timestamptz not null default now()
+        );
+        alter table public.organizations enable row level security;
+        revoke all on public.organizations from public, anon, authenticated;
+    end if;
+    if to_regclass('public.user_profiles') is null then
+        create table public.user_profiles (
+            id uuid primary key default gen_random_uuid(),
+            organization_id uuid not null references public.organizations (id),
+            full_name text,
+            email text,
+            -- The tenant's own data: gives no rights here.
+            role text not null default 'member',
+            created_at timestamptz not null default now()
+        );
+        create index user_profiles_by_organization on public.user_profiles (organization_id);
+        -- Not forced: the policies' helper function reads it as the owner.
+        alter table public.user_profiles enable row level security;
+        revoke all on public.user_profiles from public, anon, authenticated;
+    end if;
+end
+$$;
+
+-- The catalog -------------------------------------------------------------------------------------
+
+create table public.ai_token_types (
+    token_type text primary key,
+    title text not null,
+    position integer not null
+);
+
+create table public.ai_token_plans (
+    plan text primary key,
+    title text not null,
+    position integer not null,
+    monthly_price_cents bigint not null constraint price_not_negative check (monthly_price_cents >= 0)
+);
+
+create table public.ai_token_allowances (
+    plan text not null references public.ai_token_plans (plan),
+    token_type text not null references public.ai_token_types (token_type),
+    allowance bigint constraint allowance_not_negative check (allowance >= 0), -- null: unlimited
+    primary key (plan, token_type)
+);
+
+create table public.ai_token_features (
+    feature text primary key,
+    title text not null,
+    token_type text not null references public.ai_token_types (token_type),
+    cost bigint not null constraint cost_positive check (cost > 0)
+);
+
+create table public.ai_token_packs (
+    pack text primary key,
+    tokens bigint not null constraint pack_positive check (tokens > 0),
+    price_cents bigint not null constraint pack_price_not_negative check (price_cents >= 0),
+    valid_for interval not null default '12 months'
+);
+
+-- One row: what holds for everyone.
+create table public.ai_token_parameters (
+    only_row boolean primary key default true constraint one_row check (only_row),
+    period interval not null default '30 days',
+    hold_life interval not null default '10 minutes',
+    top_up_block bigint not null default 1000 constraint block_positive check (top_up_block > 0),
+    token_cost_cents numeric not null default 1,
+    mode text not null default 'enforce'
+        constraint mode_known check (mode in ('enforce', 'log_only', 'off')),
+    mode_until timestamptz
+);
+
+-- Abuse limits: one row for everyone (organization_id null) and one per organization that differs.
+-- A null limit is off.
+create table public.ai_token_limits (
+    organization_id uuid unique nulls not distinct,
+    requests_per_minute integer default 30,
+    seconds_between_requests numeric default 3,
+    tokens_per_request bigint default 10,
+    output_units_per_request bigint default 2000,
+    alert_tokens_per_hour bigint default 500,
+    failed_attempts integer default 5
+);
+
+-- Organizations and people as the gate sees them --------------------------------------------------
+
+create table public.ai_token_organization_settings (
+    organization_id uuid primary key,
+    -- limited: payment failed, AI off; expired: its grace is over; suspended: by an operator.
+    status text not null default 'active'
+        constraint status_known check (status in ('active', 'limited', 'expired', 'suspended')),
+    status_since timestamptz not null default now(),
+    mode text constraint organization_mode_known check (mode in ('enforce', 'log_only', 'off')),
+    mode_until timestamptz
+);
+
+-- A contract that differs from the plan, for one token type.
+create table public.ai_token_organization_allowances (
+    organization_id uuid not null,
+    token_type text not null references public.ai_token_types (token_type),
+    allowance bigint constraint own_allowance_not_negative check (allowance >= 0), -- null: unlimited
+    primary key (organization_id, token_type)
+);
+
+create table public.ai_token_user_settings (
+    organization_id uuid not null,
+    user_id uuid not null,
+    paused_at timestamptz,
+    primary key (organization_id, user_id)
+);
+
+create table public.tokenlib_staff (
+    user_id uuid primary key,
+    email text not null unique,
+    full_name text not null,
+    role text not null constraint staff_role_known check (role in ('admin', 'support')),
+    grants_per_day bigint not null default 0,
+    created_at timestamptz not null default now()
+);
+
+-- The books ---------------------------------------------------------------------------------------
+
+-- Adoption has given the old system's two tables this shape by now, and keeps them.
+create table if not exists public.ai_tokens (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    token_type text not null references public.ai_token_types (token_type),
+    balance bigint not null default 0,         -- can be spent now
+    total_allocated bigint not null default 0,
+    total_used bigint not null default 0,      -- in the current period
+    refresh_date timestamptz not null default now() + interval '30 days',
+    last_used_at timestamptz,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    reserved bigint not null default 0,        -- held by live reservations
+    period_start timestamptz,
+    plan text,                                 -- the plan that the allowance stands on
+    allowance bigint,                          -- per period; null with a plan: unlimited
+    pending bigint not null default 0,         -- used, not yet settled into grants
+    due_at timestamptz not null default '-infinity', -- when something next happens by itself
+    log_number bigint not null default 0,
+    log_hash bytea not null default '\x',
+    event_number bigint not null default 0,    -- 0: nobody has opened its books yet
+    event_hash bytea not null default '\x',
+    last_entry_at timestamptz not null default '-infinity',
+    primary key (organization_id, id),
+    constraint one_wallet_per_type unique (organization_id, token_type),
+    constraint balance_not_negative check (balance >= 0),
+    constraint reserved_not_negative check (reserved >= 0),
+    constraint used_not_negative check (total_used >= 0),
+    constraint pending_not_negative check (pending >= 0),
+    constraint sums_close check (total_allocated = balance + reserved + total_used)
+) with (fillfactor = 80); -- room for the update of a charge on the same page
+create index ai_tokens_due on public.ai_tokens (due_at);
+
+create table if not exists public.ai_token_usage_log (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    user_id uuid,
+    token_type text not null,
+    feature_used text not null,
+    tokens_deducted bigint not null,
+    remaining_balance bigint not null,
+    metadata jsonb,
+    created_at timestamptz not null default now(),
+    number bigint,                             -- 1, 2, 3 … per wallet; null: from the old system
+    units bigint not null default 1,
+    tokens_waived bigint not null default 0,
+    reservation_id uuid,
+    held bigint not null default 0,            -- what the reservation held …
+    returned bigint not null default 0,        -- … and what of it went back to the balance
+    idempotency_key text,
+    request_hash bytea,
+    metadata_digest bytea,
+    hash_version smallint,
+    hash bytea,
+    primary key (organization_id, id),
+    constraint deducted_not_negative check (number is null or tokens_deducted >= 0),
+    constraint log_number_once unique (organization_id, token_type, number),
+    constraint one_charge_per_reservation unique (organization_id, reservation_id),
+    constraint charge_within_hold check (reservation_id is null or tokens_deducted + returned <= held)
+);
+create unique index one_charge_per_key on public.ai_token_usage_log
+    (organization_id, idempotency_key) where idempotency_key is not null;
+create index usage_by_time on public.ai_token_usage_log (created_at);
+create index usage_by_user on public.ai_token_usage_log (organization_id, user_id, created_at);
+
+create table public.ai_token_events (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    token_type text not null,
+    number bigint not null,                    -- 1, 2, 3 … per wallet
+    after_log bigint not null,                 -- the log entry of the wallet that it follows
+    kind text not null constraint event_kind_known check (kind in (
+        'opening', 'refresh', 'plan_change', 'top_up', 'grant', 'grant_scheduled', 'grant_expired',
+        'reserve', 'release', 'hold_expired', 'refund', 'finding_settled', 'metadata_erased')),
+    balance_change bigint not null default 0,
+    reserved_change bigint not null default 0,
+    used_change bigint not null default 0,
+    balance_after bigint not null,
+    effective_at timestamptz not null,         -- when it took effect; created_at: when written
+    created_at timestamptz not null,
+    actor text not null,
+    reason text,
+    subject_id uuid,                           -- the grant, hold, usage, finding or user meant
+    idempotency_key text,
+    request_hash bytea,
+    data jsonb not null default '{}',
+    hash_version smallint not null,
+    hash bytea not null,
+    primary key (organization_id, id),
+    constraint event_number_once unique (organization_id, token_type, number)
+);
+create unique index one_event_per_key on public.ai_token_events
+    (organization_id, idempotency_key) where idempotency_key is not null;
+create unique index one_refund_per_usage on public.ai_token_events
+    (organization_id, subject_id) where kind = 'refund';
+create index events_by_time on public.ai_token_events (created_at);
+-- What people did, and what was given back: few among many holds.
+create index events_by_people on public.ai_token_events (created_at) where kind in (
+    'grant', 'grant_scheduled', 'refund', 'release', 'finding_settled');
+-- What a staff person gave today; grants are few.
+create index grants_by_actor on public.ai_token_events (actor, created_at)
+    where kind in ('grant', 'grant_scheduled');
+
+create table public.ai_token_grants (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    token_type text not null,
+    kind text not null constraint grant_kind_known check (kind in (
+        'allowance', 'purchase', 'gift', 'adjustment', 'refund', 'adopted')),
+    source text not null,
+    amount bigint not null constraint amount_not_negative check (amount >= 0),
+    used bigint not null default 0 constraint grant_used_not_negative check (used >= 0),
+    used_before bigint not null default 0,     -- of `used`, what earlier periods used
+    remaining bigint not null constraint remaining_within_amount
+        check (remaining >= 0 and remaining <= greatest(amount - used, 0)),
+    created_at timestamptz not null,
+    effective_at timestamptz not null,
+    arrived_at timestamptz,                    -- null: scheduled, not yet in the balance
+    expires_at timestamptz constraint expires_after_effect check (expires_at > effective_at),
+    closed_at timestamptz constraint closed_is_empty check (closed_at is null or remaining = 0),
+    primary key (organization_id, id)
+);
+create index open_grants on public.ai_token_grants (organization_id, token_type)
+    where closed_at is null;
+create unique index one_open_allowance on public.ai_token_grants (organization_id, token_type)
+    where closed_at is null and kind = 'allowance';
+
+create table public.ai_token_reservations (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    user_id uuid not null,
+    token_type text not null,
+    feature text not null,
+    units bigint not null,
+    tokens bigint not null constraint held_not_negative check (tokens >= 0),
+    waived bigint not null default 0,          -- the cost, when the switch let it through
+    state text not null default 'held'
+        constraint state_known check (state in ('held', 'deducted', 'released', 'expired')),
+    idempotency_key text,
+    request_hash bytea,
+    metadata jsonb,
+    created_at timestamptz not null,
+    expires_at timestamptz not null,
+    resolved_at timestamptz,
+    drawn jsonb,                               -- [[grant, tokens], …] once the set of grants changed
+    primary key (organization_id, id),
+    constraint resolved_when_over check ((state = 'held') = (resolved_at is null))
+);
+-- Release, expiry and refusal free the key.
+create unique index one_reservation_per_key on public.ai_token_reservations
+    (organization_id, idempotency_key)
+    where idempotency_key is not null and state in ('held', 'deducted');
+create index live_reservations on public.ai_token_reservations
+    (organization_id, token_type, expires_at) where state = 'held';
+create index reservations_by_user on public.ai_token_reservations
+    (organization_id, user_id, created_at);
+
+-- One row per user, feature, rule and minute. The user is the zero UUID where none is known.
+create table public.ai_token_refusals (
+    organization_id uuid not null,
+    user_id uuid not null,
+    feature text not null,
+    rule text not null,
+    minute timestamptz not null,
+    token_type text,
+    needed bigint,
+    available bigint,
+    count bigint not null default 1,
+    first_at timestamptz not null,
+    last_at timestamptz not null,
+    data jsonb not null default '{}',
+    primary key (organization_id, user_id, feature, rule, minute)
+);
+create index refusals_by_time on public.ai_token_refusals (last_at);
+
+create table public.ai_token_findings (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    token_type text not null,
+    kind text not null,
+    detail text not null,
+    found jsonb not null default '{}',         -- the figures as they stood before
+    found_at timestamptz not null,
+    settled_at timestamptz,
+    settled_by text,
+    settlement text,
+    primary key (organization_id, id),
+    constraint settled_with_actor_and_reason check (
+        (settled_at is null) = (settled_by is null) and (settled_at is null) = (settlement is null))
+);
+
+-- What people changed that is no wallet entry: plans, states, switch, catalog, staff. Append-only.
+create table public.ai_token_changes (
+    id uuid primary key default gen_random_uuid(),
+    organization_id uuid,                      -- null: for everyone
+    action text not null,
+    actor text not null,
+    reason text,
+    before jsonb,
+    after jsonb,
+    created_at timestamptz not null
+);
+
+create table public.ai_token_latencies (
+    measured_at timestamptz not null,
+    operation text not null,
+    milliseconds double precision not null,
+    primary key (operation, measured_at)
+);
+
+-- One row per verification of everybody's books.
+create table public.ai_token_verifications (
+    at timestamptz not null,
+    wallets bigint not null,
+    entries bigint not null,
+    problems bigint not null
+);
+create index verifications_by_time on public.ai_token_verifications (at);
+
+create table if not exists public.quests (
+    id uuid not null default gen_random_uuid(),
+    organization_id uuid not null,
+    title text not null,
+    description text not null default '',
+    quarter text not null,
+    target_amount bigint not null,
+    progress integer not null default 0 constraint progress_percent check (progress between 0 and 100),
+    status text not null default 'active',
+    metadata jsonb not null default '{}',
+    created_by uuid,
+    created_at timestamptz not null default now(),
+    primary key (organization_id, id)
+);
+
+-- Append-only, also for the owner and in replica mode ----------------------------------------------
+
+create function tokenlib.refuse_change() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception '% is append-only: % refused', tg_table_name, lower(tg_op) using
+        errcode = 'TK002',
+        hint = 'Correct with a new entry: tokenlib grant, refund, or settle a finding.';
+end
+$$;
+
+-- The log lets one change pass: the metadata of a person is erased, right after the entry that says
+-- so, and every other bit stays. The digest that the hashes cover is kept, or made for a legacy row.
+create function tokenlib.refuse_change_but_erasure() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_as_before public.ai_token_usage_log := new;
+begin
+    if tg_op = 'UPDATE' and old.metadata is not null and new.metadata is null
+        and new.metadata_digest = coalesce(old.metadata_digest, tokenlib.digest(old.metadata))
+    then
+        v_as_before.metadata := old.metadata;
+        v_as_before.metadata_digest := old.metadata_digest;
+        if v_as_before operator(pg_catalog.*=) old and exists (
+            select from public.ai_tokens w
+            join public.ai_token_events e on e.organization_id = w.organization_id
+                and e.token_type = w.token_type and e.number = w.event_number
+            where w.organization_id = old.organization_id and w.token_type = old.token_type
+                and e.kind = 'metadata_erased' and e.subject_id = old.user_id
+                and e.after_log >= coalesce(old.number, 0))
+        then
+            return new;
+        end if;
+    end if;
+    raise exception '% is append-only: % refused', tg_table_name, lower(tg_op) using
+        errcode = 'TK002',
+        hint = 'Correct with a new entry: tokenlib grant, refund, or settle a finding. '
+            'To erase a person''s metadata: tokenlib erase.';
+end
+$$;
+
+create trigger append_only before update or delete on public.ai_token_usage_log
+    for each row execute function tokenlib.refuse_change_but_erasure();
+create trigger append_only_table before truncate on public.ai_token_usage_log
+    for each statement execute function tokenlib.refuse_change();
+create trigger append_only before update or delete on public.ai_token_events
+    for each row execute function tokenlib.refuse_change();
+create trigger append_only_table before truncate on public.ai_token_events
+    for each statement execute function tokenlib.refuse_change();
+create trigger append_only before update or delete on public.ai_token_changes
+    for each row execute function tokenlib.refuse_change();
+create trigger append_only_table before truncate on public.ai_token_changes
+    for each statement execute function tokenlib.refuse_change();
+alter table public.ai_token_usage_log enable always trigger append_only;
+alter table public.ai_token_usage_log enable always trigger append_only_table;
+alter table public.ai_token_events enable always trigger append_only;
+alter table public.ai_token_events enable always trigger append_only_table;
+alter table public.ai_token_changes enable always trigger append_only;
+alter table public.ai_token_changes enable always trigger append_only_table;
+
+-- The old runbook's emergency (UPDATE ai_tokens SET balance = 9999) fails on sums_close; this says
+-- what to do instead. The condition costs nothing on a charge.
+create function tokenlib.refuse_broken_sums() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise exception 'the sums of wallet % of organization % would not close: '
+        'allocated %, balance %, reserved %, used %', new.token_type, new.organization_id,
+        new.total_allocated, new.balance, new.reserved, new.total_used using
+        errcode = 'TK001',
+        hint = 'Never edit balances. In an emergency use the switch: select tokenlib.set_mode(…), '
+            'or TOKENLIB_SWITCH=log_only. To add tokens: tokenlib.grant_tokens(…).';
+end
+$$;
+create trigger sums_close before update on public.ai_tokens
+    for each row when (new.total_allocated <> new.balance + new.reserved + new.total_used)
+    execute function tokenlib.refuse_broken_sums();

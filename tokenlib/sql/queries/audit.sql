@@ -1,0 +1,285 @@
+-- Do the books close? Every check returns its problems; none means it does.
+
+-- name: organizations
+-- Also those whose wallets are gone.
+select organization_id as id from public.ai_tokens
+union select organization_id from public.ai_token_events
+union select organization_id from public.ai_token_usage_log where number is not null
+order by 1
+
+-- name: counts
+select
+    (select count(*) from public.ai_tokens where organization_id = any(%(ids)s)) as wallets,
+    (select count(*) from public.ai_token_usage_log
+        where organization_id = any(%(ids)s) and number is not null)
+    + (select count(*) from public.ai_token_events where organization_id = any(%(ids)s)) as entries
+
+-- name: wallet_sums
+-- The constraints, recomputed: a dropped constraint is found too.
+select organization_id, token_type, 'sums_do_not_close' as kind, 'wallet' as entry,
+    format('allocated %%s, balance %%s, reserved %%s, used %%s', total_allocated, balance, reserved,
+        total_used) as detail
+from public.ai_tokens
+where organization_id = any(%(ids)s) and (total_allocated <> balance + reserved + total_used
+    or balance < 0 or reserved < 0 or total_used < 0)
+
+-- name: wallets_missing
+-- Entries whose wallet is gone, and so nothing else here would look at.
+select organization_id, token_type, 'wallet_missing' as kind, 'wallet' as entry,
+    format('there are %%s entries, and no wallet', count(*)) as detail
+from (
+    select organization_id, token_type from public.ai_token_events
+    where organization_id = any(%(ids)s)
+    union all
+    select organization_id, token_type from public.ai_token_usage_log
+    where organization_id = any(%(ids)s) and number is not null
+) as entries
+where not exists (select from public.ai_tokens w
+    where w.organization_id = entries.organization_id and w.token_type = entries.token_type)
+group by organization_id, token_type
+
+-- name: wallet_entries
+-- Replays the entries of each wallet in order: the balance after each, and the figures at the end.
+with entries as (
+    select organization_id, token_type, number as log_position, 0::bigint as event_position,
+        'log ' || number as entry,
+        case when reservation_id is null then -tokens_deducted else returned end as balance_change,
+        -held as reserved_change, tokens_deducted as used_change, remaining_balance as balance_after
+    from public.ai_token_usage_log
+    where organization_id = any(%(ids)s) and number is not null
+    union all
+    select organization_id, token_type, after_log, number, 'event ' || number,
+        balance_change, reserved_change, used_change, balance_after
+    from public.ai_token_events
+    where organization_id = any(%(ids)s)
+), replayed as (
+    select *, sum(balance_change) over in_order as balance
+    from entries
+    window in_order as (partition by organization_id, token_type
+        order by log_position, event_position rows unbounded preceding)
+), totals as (
+    select organization_id, token_type, sum(balance_change) as balance,
+        sum(reserved_change) as reserved, sum(used_change) as used
+    from entries group by organization_id, token_type
+)
+select organization_id, token_type, 'balance_after_differs' as kind, entry,
+    format('says %%s, the entries before it give %%s', balance_after, balance) as detail
+from replayed where balance <> balance_after
+union all
+select w.organization_id, w.token_type, 'wallet_differs_from_entries', 'wallet',
+    format('balance %%s, reserved %%s, used %%s; its entries give %%s, %%s, %%s', w.balance,
+        w.reserved, w.total_used, t.balance, t.reserved, t.used)
+from public.ai_tokens w
+left join totals t using (organization_id, token_type)
+where w.organization_id = any(%(ids)s) and w.event_number > 0
+    and (w.balance, w.reserved, w.total_used) is distinct from (t.balance, t.reserved, t.used)
+
+-- name: log_chain
+with chained as (
+    select l, lag(hash, 1, '\x'::bytea) over in_order as before,
+        row_number() over in_order as position
+    from public.ai_token_usage_log l
+    where organization_id = any(%(ids)s) and number is not null
+    window in_order as (partition by organization_id, token_type order by number)
+), heads as (
+    select (l).organization_id, (l).token_type, count(*) as entries,
+        (array_agg((l).hash order by (l).number desc))[1] as head
+    from chained group by 1, 2
+)
+select (l).organization_id, (l).token_type, 'log_number_gap' as kind,
+    'log ' || (l).number as entry, format('stands at place %%s', position) as detail
+from chained where (l).number <> position
+union all
+select (l).organization_id, (l).token_type, 'log_hash_differs', 'log ' || (l).number,
+    'the entry or the one before it was changed'
+from chained where (l).hash is distinct from tokenlib.usage_hash(before, l)
+union all
+select (l).organization_id, (l).token_type, 'metadata_differs', 'log ' || (l).number,
+    'the metadata is not what was charged'
+from chained
+where (l).metadata is not null and (l).metadata_digest is distinct from tokenlib.digest((l).metadata)
+union all
+select w.organization_id, w.token_type, 'log_head_differs', 'wallet',
+    format('the wallet counts %%s log entries, there are %%s', w.log_number, coalesce(h.entries, 0))
+from public.ai_tokens w
+left join heads h using (organization_id, token_type)
+where w.organization_id = any(%(ids)s)
+    and (w.log_number, w.log_hash)
+        is distinct from (coalesce(h.entries, 0), coalesce(h.head, '\x'::bytea))
+
+-- name: event_chain
+with chained as (
+    select e, lag(hash, 1, '\x'::bytea) over in_order as before,
+        row_number() over in_order as position
+    from public.ai_token_events e
+    where organization_id = any(%(ids)s)
+    window in_order as (partition by organization_id, token_type order by number)
+), heads as (
+    select (e).organization_id, (e).token_type, count(*) as entries,
+        (array_agg((e).hash order by (e).number desc))[1] as head
+    from chained group by 1, 2
+)
+select (e).organization_id, (e).token_type, 'event_number_gap' as kind,
+    'event ' || (e).number as entry, format('stands at place %%s', position) as detail
+from chained where (e).number <> position
+union all
+select (e).organization_id, (e).token_type, 'event_hash_differs', 'event ' || (e).number,
+    'the entry or the one before it was changed'
+from chained where (e).hash is distinct from tokenlib.event_hash(before, e)
+union all
+select w.organization_id, w.token_type, 'event_head_differs', 'wallet',
+    format('the wallet counts %%s events, there are %%s', w.event_number, coalesce(h.entries, 0))
+from public.ai_tokens w
+left join heads h using (organization_id, token_type)
+where w.organization_id = any(%(ids)s)
+    and (w.event_number, w.event_hash)
+        is distinct from (coalesce(h.entries, 0), coalesce(h.head, '\x'::bytea))
+
+-- name: grant_sums
+-- What open grants still hold = what can be spent + what waits to be drawn + holds not yet drawn.
+select w.organization_id, w.token_type, 'grants_differ' as kind, 'wallet' as entry,
+    format('open grants hold %%s, the wallet accounts for %%s', g.remaining,
+        w.balance + w.pending + h.undrawn) as detail
+from public.ai_tokens w
+cross join lateral (
+    select coalesce(sum(remaining), 0) as remaining from public.ai_token_grants
+    where organization_id = w.organization_id and token_type = w.token_type
+        and closed_at is null and arrived_at is not null) as g
+cross join lateral (
+    select coalesce(sum(tokens), 0) as undrawn from public.ai_token_reservations
+    where organization_id = w.organization_id and token_type = w.token_type
+        and state = 'held' and drawn is null) as h
+where w.organization_id = any(%(ids)s) and w.event_number > 0
+    and g.remaining <> w.balance + w.pending + h.undrawn
+
+-- name: hold_sums
+select w.organization_id, w.token_type, 'holds_differ' as kind, 'wallet' as entry,
+    format('live reservations hold %%s, the wallet says %%s', h.held, w.reserved) as detail
+from public.ai_tokens w
+cross join lateral (
+    select coalesce(sum(tokens), 0) as held from public.ai_token_reservations
+    where organization_id = w.organization_id and token_type = w.token_type
+        and state = 'held') as h
+where w.organization_id = any(%(ids)s) and h.held <> w.reserved
+
+-- name: reservations
+-- Each reservation holds what its entry says, and ended as its entries say, once.
+with made as (
+    select organization_id, token_type, subject_id as id, reserved_change as tokens
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind = 'reserve'
+), ended as (
+    select organization_id, reservation_id as id, 'deducted' as state, held as tokens
+    from public.ai_token_usage_log
+    where organization_id = any(%(ids)s) and reservation_id is not null
+    union all
+    select organization_id, subject_id,
+        case kind when 'release' then 'released' else 'expired' end, -reserved_change
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind in ('release', 'hold_expired')
+), kept as (
+    select organization_id, token_type, id, tokens, state
+    from public.ai_token_reservations where organization_id = any(%(ids)s)
+)
+select organization_id, coalesce(m.token_type, k.token_type) as token_type,
+    'reservation_differs' as kind, 'reservation ' || id as entry,
+    format('it is %%s with %%s tokens, its entries say %%s with %%s', coalesce(k.state, 'gone'),
+        coalesce(k.tokens, 0), coalesce(e.state, 'held'), coalesce(m.tokens, 0)) as detail
+from made m
+full join kept k using (organization_id, id)
+left join ended e using (organization_id, id)
+where (k.state, k.tokens, coalesce(e.tokens, k.tokens))
+    is distinct from (coalesce(e.state, 'held'), m.tokens, m.tokens)
+
+-- name: keys
+-- One key, one charge or grant: what the unique indexes promise, recomputed.
+select organization_id, min(token_type) as token_type, 'key_used_twice' as kind,
+    'key ' || idempotency_key as entry, format('%%s entries have it', count(*)) as detail
+from (
+    select organization_id, token_type, idempotency_key from public.ai_token_usage_log
+    where organization_id = any(%(ids)s) and idempotency_key is not null
+    union all
+    select organization_id, token_type, idempotency_key from public.ai_token_events
+    where organization_id = any(%(ids)s) and idempotency_key is not null
+) as keyed
+group by organization_id, idempotency_key having count(*) > 1
+
+-- name: record
+select tokenlib.record_verification(%(wallets)s, %(entries)s, %(problems)s) as recorded
+
+-- name: erasures
+-- Metadata may be gone only where an entry says that this person's was erased.
+select l.organization_id, l.token_type, 'metadata_missing' as kind,
+    'log ' || coalesce(l.number::text, l.id::text) as entry,
+    'the metadata is gone, and no entry says that it was erased' as detail
+from public.ai_token_usage_log l
+where l.organization_id = any(%(ids)s) and l.metadata is null and l.metadata_digest is not null
+    and not exists (
+        select from public.ai_token_events e
+        where e.organization_id = l.organization_id and e.token_type = l.token_type
+            and e.kind = 'metadata_erased' and e.subject_id = l.user_id
+            and e.after_log >= coalesce(l.number, 0))
+
+-- name: legacy_rows
+-- The opening entry holds how many rows of the old system there were, and their digest.
+with legacy as (
+    select organization_id, token_type, count(*) as rows,
+        encode(sha256(string_agg(tokenlib.legacy_hash(l), ''::bytea order by created_at, id)),
+            'hex') as digest
+    from public.ai_token_usage_log l
+    where organization_id = any(%(ids)s) and number is null
+    group by organization_id, token_type
+)
+select w.organization_id, w.token_type, 'legacy_rows_differ' as kind, 'event 1' as entry,
+    format('the opening entry knows %%s rows of the old system, there are %%s%%s',
+        coalesce(e.data ->> 'legacy_rows', '0'), coalesce(l.rows, 0),
+        case when coalesce(e.data ->> 'legacy_rows', '0') = coalesce(l.rows, 0)::text
+            then ', not the same' else '' end) as detail
+from public.ai_tokens w
+join public.ai_token_events e on e.organization_id = w.organization_id
+    and e.token_type = w.token_type and e.number = 1
+left join legacy l on l.organization_id = w.organization_id and l.token_type = w.token_type
+where w.organization_id = any(%(ids)s)
+    and (coalesce(e.data ->> 'legacy_rows', '0'), e.data ->> 'legacy_digest')
+        is distinct from (coalesce(l.rows, 0)::text, l.digest)
+
+-- name: heads
+-- Where every chain ends now: kept elsewhere, this finds a history that was rewritten as a whole.
+select organization_id, token_type, log_number, encode(log_hash, 'hex') as log_hash, event_number,
+    encode(event_hash, 'hex') as event_hash
+from public.ai_tokens
+where organization_id = any(%(ids)s) and event_number > 0
+order by organization_id, token_type
+
+-- name: against_anchor
+with anchored as (
+    select * from unnest(%(organization_id)s::uuid[], %(token_type)s::text[],
+        %(log_number)s::bigint[], %(log_hash)s::text[], %(event_number)s::bigint[],
+        %(event_hash)s::text[])
+        as a (organization_id, token_type, log_number, log_hash, event_number, event_hash)
+), heads as (
+    select organization_id, token_type, 'log' as chain, log_number as number, log_hash as hash
+    from anchored where log_number > 0
+    union all
+    select organization_id, token_type, 'event', event_number, event_hash
+    from anchored where event_number > 0
+), found as (
+    select h.*, coalesce(case h.chain when 'log' then w.log_number else w.event_number end, 0) as last,
+        case h.chain when 'log' then l.hash else e.hash end as now
+    from heads h
+    left join public.ai_tokens w on w.organization_id = h.organization_id
+        and w.token_type = h.token_type
+    left join public.ai_token_usage_log l on h.chain = 'log'
+        and l.organization_id = h.organization_id and l.token_type = h.token_type
+        and l.number = h.number
+    left join public.ai_token_events e on h.chain = 'event'
+        and e.organization_id = h.organization_id and e.token_type = h.token_type
+        and e.number = h.number
+)
+select organization_id, token_type, 'anchor_tail_cut' as kind, chain || ' ' || number as entry,
+    format('the anchor knows it, and the wallet ends at %%s', last) as detail
+from found where last < number
+union all
+select organization_id, token_type, 'anchor_history_differs', chain || ' ' || number,
+    'it or an entry before it is not what was anchored'
+from found where last >= number and encode(now, 'hex') is distinct from hash

@@ -1,0 +1,108 @@
+-- Finding an organization, and what stands around its wallets. Of the host's own tables only the
+-- columns that every product has are read.
+
+-- name: organizations
+-- One row at least, with the total: a page past the end still says how long the list is. Wallets are
+-- read for the page only, unless the list is narrowed or sorted by what they hold: else nothing of
+-- `held` is wanted, and the planner leaves it out.
+with clock as materialized (select tokenlib.clock() as now),
+by_email as (
+    select organization_id from public.user_profiles
+    where %(pattern)s::text is not null and email ilike %(pattern)s::text
+), candidates as (
+    select o.id, o.name, o.plan, coalesce(s.status, 'active') as status,
+        case when s.mode_until is null or s.mode_until > c.now then s.mode end as mode
+    from public.organizations o
+    cross join clock c
+    left join public.ai_token_organization_settings s on s.organization_id = o.id
+    where (%(organization_id)s::uuid is null or o.id = %(organization_id)s::uuid)
+        and (%(pattern)s::text is null or o.name ilike %(pattern)s::text
+            or o.id between %(id_from)s::uuid and %(id_to)s::uuid
+            or o.id in (select organization_id from by_email))
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+        and (%(status)s::text is null or coalesce(s.status, 'active') = %(status)s::text)
+), held as (
+    select a.organization_id, sum(a.balance) as balance, sum(a.total_used) as total_used,
+        min(a.refresh_date) as refresh_date, max(a.last_used_at) as last_used_at,
+        min(case when a.allowance is null and a.plan is not null then 3
+            when a.total_allocated <= 0 then null
+            when a.balance * 2 > a.total_allocated then 3
+            when a.balance * 5 >= a.total_allocated then 2
+            else 1 end) filter (where a.token_type <> 'shared') as rank
+    from public.ai_tokens a
+    group by a.organization_id
+), filtered as (
+    select c.*, case %(sort)s::text when 'plan' then p.position when 'balance' then h.balance
+            when 'level' then h.rank when 'total_used' then h.total_used
+            when 'refresh_date' then extract(epoch from h.refresh_date)
+            when 'last_used_at' then extract(epoch from h.last_used_at) end as key,
+        case %(sort)s::text when 'name' then c.name when 'status' then c.status end as text
+    from candidates c
+    left join public.ai_token_plans p on %(sort)s::text = 'plan' and p.plan = c.plan
+    left join held h on h.organization_id = c.id
+    where %(level)s::text is null
+        or coalesce((array['red', 'yellow', 'green'])[h.rank], 'none') = %(level)s::text
+), page as (
+    select *, row_number() over () as place from (
+        select * from filtered
+        order by case when %(descending)s::boolean then text end desc nulls last,
+            case when not %(descending)s::boolean then text end nulls last,
+            case when %(descending)s::boolean then -key else key end nulls last, name, id
+        limit %(limit)s::bigint offset %(offset)s::bigint) as sorted
+), people as (
+    select organization_id, count(*) as members from public.user_profiles
+    where organization_id in (select id from page)
+    group by organization_id
+)
+select t.total, p.id as organization_id, p.name, p.plan, p.status, p.mode,
+    coalesce((array['red', 'yellow', 'green'])[w.rank], 'none') as level,
+    coalesce(m.members, 0) as members, coalesce(w.balance, 0) as balance,
+    coalesce(w.reserved, 0) as reserved, coalesce(w.total_used, 0) as total_used,
+    coalesce(w.total_allocated, 0) as total_allocated, coalesce(w.unlimited, false) as unlimited,
+    w.refresh_date, coalesce(w.refresh_due, false) as refresh_due, w.last_used_at
+from (select count(*) as total from filtered) as t
+left join page p on true
+left join people m on m.organization_id = p.id
+left join lateral (
+    select sum(a.balance)::bigint as balance, sum(a.reserved)::bigint as reserved,
+        sum(a.total_used)::bigint as total_used, sum(a.total_allocated)::bigint as total_allocated,
+        bool_or(a.allowance is null and a.plan is not null) as unlimited,
+        min(a.refresh_date) as refresh_date, bool_or(a.refresh_date <= c.now) as refresh_due,
+        max(a.last_used_at) as last_used_at,
+        -- The thresholds of domain.level; the worst wallet speaks.
+        min(case when a.allowance is null and a.plan is not null then 3
+            when a.total_allocated <= 0 then null
+            when a.balance * 2 > a.total_allocated then 3
+            when a.balance * 5 >= a.total_allocated then 2
+            else 1 end) filter (where a.token_type <> 'shared') as rank
+    from public.ai_tokens a
+    cross join clock c
+    where a.organization_id = p.id) as w on true
+order by p.place
+
+-- name: members
+with clock as materialized (select tokenlib.clock() as now)
+select u.organization_id, u.id as user_id, coalesce(u.full_name, u.email, u.id::text) as user,
+    u.email, u.role, s.paused_at, l.calls, l.tokens, p.last_used_at
+from public.user_profiles u
+cross join clock c
+left join public.ai_token_user_settings s
+    on s.organization_id = u.organization_id and s.user_id = u.id
+cross join lateral (
+    select count(*) as calls, coalesce(sum(tokens_deducted), 0)::bigint as tokens
+    from public.ai_token_usage_log
+    where organization_id = u.organization_id and user_id = u.id
+        and created_at >= c.now - interval '30 days') as l
+cross join lateral (
+    select max(created_at) as last_used_at from public.ai_token_usage_log
+    where organization_id = u.organization_id and user_id = u.id) as p
+where u.organization_id = %(organization_id)s::uuid
+order by l.tokens desc, l.calls desc, 3, u.id
+
+-- name: quests
+select id, organization_id, title, description, quarter, target_amount, progress, status, metadata,
+    created_by, created_at
+from public.quests
+where organization_id = %(organization_id)s::uuid
+order by created_at desc, id
+limit %(limit)s::bigint

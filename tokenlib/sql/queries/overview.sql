@@ -1,0 +1,112 @@
+-- What staff see first. Refusals count as in refusals.sql: at their last_at, without what the switch
+-- let through.
+
+-- name: totals
+-- The window and the equally long one before it.
+with windows (period, since, until) as (values
+    ('now', %(since)s::timestamptz, %(until)s::timestamptz),
+    ('before', %(before)s::timestamptz, %(since)s::timestamptz))
+select w.period, c.uses, c.tokens, c.organizations, r.refusals, f.refunds, f.refunded,
+    round(c.tokens * p.token_cost_cents, 2) as cost_cents,
+    round(m.monthly_cents * extract(epoch from w.until - w.since)
+        / extract(epoch from interval '30 days'), 2) as revenue_cents
+from windows w
+cross join lateral (
+    select count(*) as uses, coalesce(sum(tokens_deducted), 0)::bigint as tokens,
+        count(distinct organization_id) as organizations
+    from public.ai_token_usage_log
+    where created_at >= w.since and created_at < w.until) as c
+cross join lateral (
+    select coalesce(sum(count), 0)::bigint as refusals from public.ai_token_refusals
+    where last_at >= w.since and last_at < w.until and data ->> 'mode' is null) as r
+cross join lateral (
+    select count(*) as refunds, coalesce(sum(balance_change), 0)::bigint as refunded
+    from public.ai_token_events
+    where kind = 'refund' and created_at >= w.since and created_at < w.until) as f
+cross join (
+    select coalesce(sum(p.monthly_price_cents), 0) as monthly_cents
+    from public.organizations o
+    join public.ai_token_plans p on p.plan = o.plan) as m
+cross join public.ai_token_parameters p
+
+-- name: days
+-- A day without any of it has no row.
+select day, sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
+    sum(organizations)::bigint as organizations, sum(refusals)::bigint as refusals,
+    sum(refunded)::bigint as refunded,
+    round(sum(tokens) * (select token_cost_cents from public.ai_token_parameters), 2) as cost_cents
+from (
+    select (created_at at time zone %(timezone)s::text)::date as day, count(*) as uses,
+        sum(tokens_deducted) as tokens, count(distinct organization_id) as organizations,
+        0 as refusals, 0 as refunded
+    from public.ai_token_usage_log
+    where created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+        and now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
+    group by 1
+    union all
+    select (last_at at time zone %(timezone)s::text)::date, 0, 0, 0, sum(count), 0
+    from public.ai_token_refusals
+    where last_at >= %(since)s::timestamptz and last_at < %(until)s::timestamptz
+        and data ->> 'mode' is null
+    group by 1
+    union all
+    select (created_at at time zone %(timezone)s::text)::date, 0, 0, 0, 0, sum(balance_change)
+    from public.ai_token_events
+    where kind = 'refund'
+        and created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+    group by 1
+) as figures
+group by day
+order by day
+
+-- name: movers
+with used as (
+    select organization_id,
+        coalesce(sum(tokens_deducted) filter (where created_at >= %(since)s::timestamptz
+            and created_at < %(until)s::timestamptz), 0)::bigint as tokens,
+        coalesce(sum(tokens_deducted) filter (where created_at < %(before_until)s::timestamptz), 0)
+            ::bigint as before
+    from public.ai_token_usage_log
+    where created_at >= %(before)s::timestamptz and created_at < %(until)s::timestamptz
+    group by organization_id
+)
+select u.organization_id, coalesce(o.name, u.organization_id::text) as name, o.plan, u.tokens,
+    u.before
+from used u
+left join public.organizations o on o.id = u.organization_id
+where u.tokens <> u.before
+order by abs(u.tokens - u.before) desc, u.organization_id
+limit %(limit)s::bigint
+
+-- name: run_outs
+-- The pace of the last 7 days, going on. The refresh saves a wallet; nothing refills `shared`.
+with clock as materialized (select tokenlib.clock() as now),
+week as (
+    select l.organization_id, l.token_type, sum(l.tokens_deducted) as tokens
+    from clock c
+    join public.ai_token_usage_log l
+        on l.created_at >= c.now - interval '7 days' and l.created_at < c.now
+    where %(ids)s::uuid[] is null or l.organization_id = any(%(ids)s::uuid[])
+    group by l.organization_id, l.token_type
+    having sum(l.tokens_deducted) > 0
+), pace as (
+    select a.organization_id, a.token_type, a.balance, a.reserved, a.total_allocated,
+        a.refresh_date, (w.tokens / 7)::float8 as pace, c.now, a.plan,
+        -- Compared before it is computed: a slow pace would overflow the calendar.
+        case when a.balance::numeric * 604800
+            < w.tokens * extract(epoch from %(within)s::interval)
+            then c.now + (a.balance * 7 / w.tokens)::float8 * interval '1 day' end as run_out_at
+    from week w
+    join public.ai_tokens a
+        on a.organization_id = w.organization_id and a.token_type = w.token_type
+    cross join clock c
+    where a.allowance is not null or a.plan is null
+)
+select p.organization_id, coalesce(o.name, p.organization_id::text) as name,
+    coalesce(o.plan, p.plan) as plan, p.token_type, p.balance, p.reserved, p.total_allocated,
+    p.refresh_date, p.pace, p.run_out_at, count(*) over () as total
+from pace p
+left join public.organizations o on o.id = p.organization_id
+where p.run_out_at is not null and (p.token_type = 'shared' or p.run_out_at < p.refresh_date)
+order by p.run_out_at, p.pace desc, name, p.organization_id, p.token_type
+limit %(limit)s::bigint

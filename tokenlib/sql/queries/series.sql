@@ -1,0 +1,110 @@
+-- Use over time, and the raw rows behind it. `key` is what a bar stands for: a feature, a plan, an
+-- organization's or a user's id; null for everything outside the top.
+
+-- name: series
+with charges as (
+    select date_trunc(%(bucket)s::text, l.created_at, %(timezone)s::text) as start,
+        case %(by)s::text when 'feature' then l.feature_used when 'plan' then coalesce(o.plan, '')
+            when 'organization' then l.organization_id::text
+            when 'user' then coalesce(l.user_id::text, '') else 'all' end as key,
+        count(*) as uses, sum(l.tokens_deducted)::bigint as tokens, 0::bigint as refunded
+    from public.ai_token_usage_log l
+    left join public.organizations o on o.id = l.organization_id
+    where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
+        and now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
+        and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
+        and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
+        and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+    group by 1, 2
+), refunds as (
+    select date_trunc(%(bucket)s::text, e.created_at, %(timezone)s::text) as start,
+        case %(by)s::text when 'feature' then e.data ->> 'feature'
+            when 'plan' then coalesce(o.plan, '')
+            when 'organization' then e.organization_id::text
+            when 'user' then coalesce(e.data ->> 'user_id', '') else 'all' end as key,
+        0::bigint as uses, 0::bigint as tokens, sum(e.balance_change)::bigint as refunded
+    from public.ai_token_events e
+    left join public.organizations o on o.id = e.organization_id
+    where e.kind = 'refund'
+        and e.created_at >= %(since)s::timestamptz and e.created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or e.organization_id = %(organization_id)s::uuid)
+        and (%(user_id)s::uuid is null or e.data ->> 'user_id' = %(user_id)s::uuid::text)
+        and (%(feature)s::text is null or e.data ->> 'feature' = %(feature)s::text)
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+    group by 1, 2
+), figures as (
+    select * from charges union all select * from refunds
+), ranked as (
+    select key, row_number() over (order by sum(tokens) desc, sum(uses) desc, key) as rank
+    from figures group by key
+), merged as (
+    select f.start, case when r.rank <= %(top)s::bigint then f.key end as key,
+        min(least(r.rank, %(top)s::bigint + 1)) as rank, sum(f.uses)::bigint as uses,
+        sum(f.tokens)::bigint as tokens, sum(f.refunded)::bigint as refunded
+    from figures f join ranked r on r.key = f.key
+    group by 1, 2
+)
+select m.start, m.key,
+    case when m.key is null then 'Other' when m.key = '' then 'Unknown' else
+        case %(by)s::text
+            when 'feature' then (select title from public.ai_token_features f
+                where f.feature = m.key)
+            when 'plan' then (select title from public.ai_token_plans p where p.plan = m.key)
+            when 'organization' then (select name from public.organizations o
+                where o.id = m.key::uuid)
+            when 'user' then (select coalesce(u.full_name, u.email) from public.user_profiles u
+                where u.id = m.key::uuid)
+            when 'all' then 'All' end end as label,
+    m.uses, m.tokens, m.refunded
+from merged m
+order by m.start, m.rank
+
+-- name: totals
+select c.uses, c.tokens, c.waived, c.organizations, c.users, r.refunded,
+    c.tokens - r.refunded as net
+from (
+    select count(*) as uses, coalesce(sum(l.tokens_deducted), 0)::bigint as tokens,
+        coalesce(sum(l.tokens_waived), 0)::bigint as waived,
+        count(distinct l.organization_id) as organizations, count(distinct l.user_id) as users
+    from public.ai_token_usage_log l
+    left join public.organizations o on o.id = l.organization_id
+    where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
+        and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
+        and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+) as c
+cross join (
+    select coalesce(sum(e.balance_change), 0)::bigint as refunded
+    from public.ai_token_events e
+    left join public.organizations o on o.id = e.organization_id
+    where e.kind = 'refund'
+        and e.created_at >= %(since)s::timestamptz and e.created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or e.organization_id = %(organization_id)s::uuid)
+        and (%(user_id)s::uuid is null or e.data ->> 'user_id' = %(user_id)s::uuid::text)
+        and (%(feature)s::text is null or e.data ->> 'feature' = %(feature)s::text)
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+) as r
+
+-- name: rows
+select l.id, l.organization_id, coalesce(o.name, l.organization_id::text) as organization, o.plan,
+    l.user_id, coalesce(u.full_name, u.email, l.user_id::text, 'unknown') as user,
+    l.feature_used as feature, l.token_type, l.units, l.tokens_deducted as tokens,
+    l.tokens_waived as waived, l.remaining_balance,
+    exists (select from public.ai_token_events e where e.organization_id = l.organization_id
+        and e.subject_id = l.id and e.kind = 'refund') as refunded,
+    l.reservation_id, l.metadata, l.created_at
+from public.ai_token_usage_log l
+left join public.organizations o on o.id = l.organization_id
+left join public.user_profiles u on u.id = l.user_id
+where (%(since)s::timestamptz is null or l.created_at >= %(since)s::timestamptz)
+    and (%(until)s::timestamptz is null or l.created_at < %(until)s::timestamptz)
+    and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
+    and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
+    and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
+    and (%(plan)s::text is null or o.plan = %(plan)s::text)
+    and (%(before_at)s::timestamptz is null or (l.created_at, l.organization_id, l.id)
+        < (%(before_at)s::timestamptz, %(before_organization)s::uuid, %(before_id)s::uuid))
+order by l.created_at desc, l.organization_id desc, l.id desc
+limit %(limit)s::bigint

@@ -1,0 +1,122 @@
+-- What holds for everyone or for one organization, who is staff, and who changed what.
+
+-- name: limits
+-- Those of everyone first (organization_id null), then the organizations that differ.
+select l.organization_id, o.name as organization, l.requests_per_minute, l.seconds_between_requests,
+    l.tokens_per_request, l.output_units_per_request, l.alert_tokens_per_hour, l.failed_attempts
+from public.ai_token_limits l
+left join public.organizations o on o.id = l.organization_id
+order by l.organization_id is not null, o.name, l.organization_id
+
+-- name: parameters
+select p.period, p.hold_life, p.top_up_block, p.token_cost_cents,
+    case when p.mode_until is null or p.mode_until > tokenlib.clock() then p.mode else 'enforce' end
+        as mode,
+    case when p.mode_until > tokenlib.clock() then p.mode_until end as mode_until
+from public.ai_token_parameters p
+
+-- name: staff
+select s.user_id, s.email, s.full_name, s.role, s.grants_per_day, g.tokens as granted_today,
+    s.created_at
+from public.tokenlib_staff s
+cross join lateral (
+    select coalesce(sum((e.data ->> 'amount')::bigint), 0)::bigint as tokens
+    from public.ai_token_events e
+    where e.kind in ('grant', 'grant_scheduled') and e.actor = s.user_id::text
+        and e.created_at >= date_trunc('day', tokenlib.clock(), 'UTC')) as g
+order by s.role, s.full_name, s.user_id
+
+-- name: changes
+-- Both books of what people did: changes, and the wallet entries that a person caused.
+with done as (
+    select c.id, c.organization_id, c.action, c.actor, c.reason, c.before, c.after, c.created_at
+    from public.ai_token_changes c
+    union all
+    select e.id, e.organization_id, e.kind, e.actor, e.reason, null,
+        jsonb_build_object('token_type', e.token_type, 'subject_id', e.subject_id,
+            'balance_change', e.balance_change, 'balance_after', e.balance_after) || e.data,
+        e.created_at
+    from public.ai_token_events e
+    where e.kind in ('grant', 'grant_scheduled', 'refund', 'finding_settled')
+        and e.actor <> 'system'
+    union all
+    -- A hold that somebody else than its owner ended.
+    select e.id, e.organization_id, e.kind, e.actor, e.reason, null,
+        jsonb_build_object('token_type', e.token_type, 'subject_id', e.subject_id,
+            'balance_change', e.balance_change, 'balance_after', e.balance_after) || e.data,
+        e.created_at
+    from public.ai_token_events e
+    join public.ai_token_reservations r
+        on r.organization_id = e.organization_id and r.id = e.subject_id
+    where e.kind = 'release' and e.actor <> r.user_id::text
+)
+select d.id, d.organization_id, o.name as organization, d.action, d.actor,
+    coalesce(s.full_name, (select c.before ->> 'email' from public.ai_token_changes c
+        where c.action = 'set_staff' and c.before ->> 'user_id' = d.actor
+        order by c.created_at desc limit 1), d.actor) as actor_name,
+    d.reason, d.before, d.after, d.created_at
+from done d
+left join public.organizations o on o.id = d.organization_id
+left join public.tokenlib_staff s on s.user_id::text = d.actor
+where (%(organization_id)s::uuid is null or d.organization_id = %(organization_id)s::uuid)
+    and (%(action)s::text is null or d.action = %(action)s::text)
+    and (%(actor)s::text is null or d.actor = %(actor)s::text)
+    and (%(before_at)s::timestamptz is null or (d.created_at, d.id)
+        < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+order by d.created_at desc, d.id desc
+limit %(limit)s::bigint
+
+-- name: cost_effects
+-- What the last month's use of a feature would have cost. Each wallet's extra cost is carried along
+-- its own entries within a period; where it passes what was left, the wallet would have run out.
+with clock as materialized (select tokenlib.clock() as now),
+users as (
+    select distinct l.organization_id, l.token_type from clock c
+    join public.ai_token_usage_log l on l.created_at >= c.now - interval '30 days'
+        and l.created_at < c.now and l.feature_used = %(feature)s::text
+), entries as (
+    select l.organization_id, l.token_type, coalesce(l.number, 0) as position, 0 as turn,
+        l.created_at, l.feature_used = %(feature)s::text as meant, l.units, l.tokens_deducted,
+        l.remaining_balance, case when l.feature_used = %(feature)s::text and l.tokens_deducted > 0
+            then l.units * %(cost)s::bigint - l.tokens_deducted else 0 end as extra
+    from clock c
+    join public.ai_token_usage_log l on l.created_at >= c.now - interval '30 days'
+        and l.created_at < c.now
+    join users u on u.organization_id = l.organization_id and u.token_type = l.token_type
+    union all
+    -- A refresh stands between two entries of the log and begins a period.
+    select e.organization_id, e.token_type, e.after_log, 1, e.created_at, false, 0, 0, null, 0
+    from clock c
+    join public.ai_token_events e on e.kind = 'refresh'
+        and e.created_at >= c.now - interval '30 days' and e.created_at < c.now
+    join users u on u.organization_id = e.organization_id and u.token_type = e.token_type
+), phased as (
+    select *, sum(turn) over (partition by organization_id, token_type
+        order by position, turn, created_at) as period
+    from entries
+), running as (
+    select *, sum(extra) over (partition by organization_id, token_type, period
+        order by position, turn, created_at) as carried
+    from phased
+), wallets as (
+    select r.organization_id, count(*) filter (where r.meant) as uses,
+        sum(r.units) filter (where r.meant) as units,
+        sum(r.tokens_deducted) filter (where r.meant) as tokens,
+        sum(r.tokens_deducted + r.extra) filter (where r.meant) as new_tokens,
+        case when bool_and(a.allowance is not null or a.plan is null)
+            then min(r.created_at) filter (where r.carried > r.remaining_balance) end as run_out_at
+    from running r
+    left join public.ai_tokens a
+        on a.organization_id = r.organization_id and a.token_type = r.token_type
+    group by r.organization_id, r.token_type
+), effects as (
+    select organization_id, sum(uses)::bigint as uses, sum(units)::bigint as units,
+        sum(tokens)::bigint as tokens, sum(new_tokens)::bigint as new_tokens,
+        min(run_out_at) as run_out_at
+    from wallets group by organization_id
+)
+select e.organization_id, coalesce(o.name, e.organization_id::text) as name, o.plan, e.uses,
+    e.units, e.tokens, e.new_tokens, e.run_out_at
+from effects e
+left join public.organizations o on o.id = e.organization_id
+order by e.run_out_at, e.new_tokens desc, e.organization_id

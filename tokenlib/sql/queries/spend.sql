@@ -1,0 +1,119 @@
+-- Who spends most and how unusual that is, and who goes beyond the abuse limits.
+
+-- name: spenders
+-- `daily` counts blocks of 24 hours from 28 before `since` on; the last may be cut by `until`.
+with charges as (
+    select organization_id, case when %(by_user)s::boolean then user_id end as user_id,
+        count(*) as calls, sum(tokens_deducted)::bigint as tokens
+    from public.ai_token_usage_log
+    where created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s::uuid)
+    group by 1, 2
+), top as (
+    select *, coalesce(tokens / nullif(sum(tokens) over (), 0), 0)::float8 as share,
+        row_number() over (order by tokens desc, calls desc, organization_id, user_id) as rank
+    from charges order by rank limit %(limit)s::bigint
+), past as (
+    select t.rank, floor(extract(epoch from l.created_at - %(since)s::timestamptz) / 86400)::integer
+            as day,
+        sum(l.tokens_deducted) as tokens,
+        sum(l.tokens_deducted) filter (where l.created_at >= %(before)s::timestamptz
+            and l.created_at < %(since)s::timestamptz) as before
+    from top t
+    join public.ai_token_usage_log l on l.organization_id = t.organization_id
+        and (not %(by_user)s::boolean or l.user_id is not distinct from t.user_id)
+    where l.created_at < %(until)s::timestamptz
+        and l.created_at >= least(%(before)s::timestamptz,
+            %(since)s::timestamptz - interval '28 days')
+    group by 1, 2
+), refunds as (
+    select organization_id, case when %(by_user)s::boolean then data ->> 'user_id' end as user_id,
+        sum(balance_change)::bigint as refunded
+    from public.ai_token_events
+    where kind = 'refund'
+        and created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+    group by 1, 2
+)
+select t.organization_id, coalesce(o.name, t.organization_id::text) as organization, o.plan,
+    t.user_id, case when %(by_user)s::boolean
+        then coalesce(u.full_name, u.email, t.user_id::text, 'unknown') end as user,
+    t.calls, t.tokens, coalesce(r.refunded, 0) as refunded, t.share,
+    coalesce((select sum(p.before) from past p where p.rank = t.rank), 0)::bigint as before,
+    array(select coalesce(p.tokens, 0)::bigint
+        from generate_series(-28, %(last_day)s::integer) as d (day)
+        left join past p on p.rank = t.rank and p.day = d.day
+        order by d.day) as daily
+from top t
+left join refunds r on r.organization_id = t.organization_id
+    and r.user_id is not distinct from t.user_id::text
+left join public.organizations o on o.id = t.organization_id
+left join public.user_profiles u on u.id = t.user_id
+order by t.rank
+
+-- name: abuse
+-- Rolling hours and minutes that end at each request: what the gate's limits count.
+with requests as (
+    select organization_id, user_id, created_at as at, tokens_deducted as tokens,
+        case when reservation_id is null then created_at end as request_at,
+        case when reservation_id is null then tokens_deducted + tokens_waived else 0 end as asked
+    from public.ai_token_usage_log
+    where created_at >= %(since)s::timestamptz - interval '1 hour'
+        and created_at < %(until)s::timestamptz and user_id is not null
+        and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s::uuid)
+    union all
+    select organization_id, user_id, created_at, 0, created_at, tokens + waived
+    from public.ai_token_reservations
+    where created_at >= %(since)s::timestamptz - interval '1 hour'
+        and created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s::uuid)
+), rolling as (
+    select *,
+        sum(tokens) over (of_user range between interval '3599.999999 s' preceding
+            and current row) as hour_tokens,
+        count(request_at) over (of_user range between interval '59.999999 s' preceding
+            and current row) as minute_requests,
+        request_at - max(request_at) over (of_user rows between unbounded preceding and 1 preceding)
+            as gap
+    from requests
+    window of_user as (partition by organization_id, user_id order by at)
+), people as (
+    select r.organization_id, r.user_id, count(r.request_at) as requests,
+        sum(r.tokens)::bigint as tokens, max(r.hour_tokens)::bigint as peak_hour_tokens,
+        (array_agg(r.at order by r.hour_tokens desc, r.at))[1] as peak_hour_until,
+        max(r.minute_requests) as peak_minute_requests,
+        extract(epoch from min(r.gap))::float8 as shortest_gap,
+        max(r.asked)::bigint as largest_request
+    from rolling r
+    where r.at >= %(since)s::timestamptz
+    group by r.organization_id, r.user_id
+), judged as (
+    select p.*, array_remove(array[
+        case when p.peak_hour_tokens > l.alert_tokens_per_hour then 'alert_tokens_per_hour' end,
+        case when p.peak_minute_requests > l.requests_per_minute then 'requests_per_minute' end,
+        case when p.shortest_gap < l.seconds_between_requests then 'seconds_between_requests' end,
+        case when p.largest_request > l.tokens_per_request then 'tokens_per_request' end
+        ], null) as over
+    from people p
+    cross join lateral (
+        select * from public.ai_token_limits
+        where organization_id = p.organization_id or organization_id is null
+        order by organization_id nulls last limit 1) as l
+)
+select j.organization_id, coalesce(o.name, j.organization_id::text) as organization, j.user_id,
+    coalesce(u.full_name, u.email, j.user_id::text) as user, j.requests, j.tokens,
+    j.peak_hour_tokens, j.peak_hour_until, j.peak_minute_requests, j.shortest_gap,
+    j.largest_request, j.over, f.rate_limited, s.paused_at, count(*) over () as total
+from judged j
+cross join lateral (
+    select coalesce(sum(count), 0)::bigint as rate_limited from public.ai_token_refusals
+    where organization_id = j.organization_id and user_id = j.user_id and rule = 'rate_limited'
+        and last_at >= %(since)s::timestamptz and last_at < %(until)s::timestamptz
+        and data ->> 'mode' is null) as f
+left join public.ai_token_user_settings s
+    on s.organization_id = j.organization_id and s.user_id = j.user_id
+left join public.organizations o on o.id = j.organization_id
+left join public.user_profiles u on u.id = j.user_id
+where j.over && case when %(every_limit)s::boolean then j.over
+    else '{alert_tokens_per_hour,requests_per_minute}'::text[] end
+order by j.peak_hour_tokens desc, j.peak_minute_requests desc, j.organization_id, j.user_id
+limit %(limit)s::bigint

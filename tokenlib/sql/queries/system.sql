@@ -1,0 +1,21 @@
+-- What tokenlib asks about the database itself.
+
+-- name: schema_version
+select version_num from tokenlib.alembic_version
+
+-- name: settings_off
+-- Without these an acknowledged charge can be lost; as they are for the login that asks.
+select name from unnest(array['fsync', 'full_page_writes', 'synchronous_commit']) as name
+where current_setting(name) = 'off'
+
+-- name: become
+select set_config('role', %(role)s, true),
+    set_config('request.jwt.claims',
+        coalesce(jsonb_build_object('sub', %(user_id)s::text)::text, ''), true)
+
+-- name: whoami
+select user_id, staff_role, organization_id, full_name, email from tokenlib.whoami()
+
+-- name: old_tables
+select to_regclass('public.ai_tokens') is not null
+    or to_regclass('public.ai_token_usage_log') is not null as there
