@@ -111,7 +111,8 @@ class _Workers:
             for thread in self._threads:
                 while thread.is_alive():
                     thread.join(0.1)
-                    progress(sum(tally.sent for tally in self.tallies))
+                    self._tell(progress)
+            self._tell(progress)  # a short replay is over before the first look at its threads
         finally:
             # Also when this thread is interrupted: nobody goes on charging behind its back.
             self._stopped.set()
@@ -120,6 +121,9 @@ class _Workers:
                     thread.join()
         if self._failure is not None:
             raise self._failure
+
+    def _tell(self, progress: Callable[[int], None]) -> None:
+        progress(sum(tally.sent for tally in self.tallies))
 
     def _work(self, tally: _Tally) -> None:
         try:
