@@ -11,24 +11,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psycopg
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.browser.conftest import ARGUMENTS, CHROMIUM, ROOT
+from tests.serving import ARGUMENTS, CHROMIUM, ROOT, served
 from tokenlib.config import Settings
 from tokenlib.tokens import connect
 
@@ -82,40 +76,6 @@ select id, t.token_type, 100 - right(name, 2)::int, right(name, 2)::int, 100,
     now() + interval '20 days'
 from made cross join ai_token_types t where t.token_type <> 'shared'
 """
-
-
-@contextmanager
-def served(script: Path, folder: Path) -> Iterator[str]:
-    """`streamlit run` of a script on a free port; stopped afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: text for name, text in os.environ.items() if "TOKENLIB_" not in name}
-    environment["TOKENLIB_DATA_DIR"] = str(folder / "data")
-    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
-    with (folder / f"{script.stem}.log").open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, process_group=0
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 180
-        while not _answers(address):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit((folder / f"{script.stem}.log").read_text())
-            time.sleep(0.2)
-        yield address
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urlopen(f"{address}/_stcore/health", timeout=5) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
 
 
 @contextmanager

@@ -1,39 +1,19 @@
-"""The real console in a real browser: one server with the demo data for all tests.
-
-The browser is Chromium at TOKENLIB_CHROMIUM, else at /usr/bin/chromium.
-"""
+"""The real console in a real browser: one server with the demo data for all tests."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
 import pytest
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
-ROOT = Path(__file__).parents[2]
-CHROMIUM = Path(os.environ.get("TOKENLIB_CHROMIUM") or "/usr/bin/chromium")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-gpu",
-]
-READY_SECONDS = 90.0
+from tests.serving import ARGUMENTS, CHROMIUM, ROOT, served
+
 WAIT = 30_000
 """Milliseconds that an element may take to appear on a busy machine."""
 
@@ -43,46 +23,16 @@ def server() -> Iterator[str]:
     """`streamlit run app.py` on a free port and an empty data folder; gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="tokenlib-browser-"))
     folder.chmod(0o711)  # when root runs, the database's user passes through
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("TOKENLIB_")
-    }
-    environment["TOKENLIB_DATA_DIR"] = str(folder / "data")
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, process_group=0
-        )
     try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_until_ready(address, process, folder / "output")
-        yield address
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        with served(ROOT / "app.py", folder) as address:
+            yield address
         left = [
             _command(found) for found in psutil.process_iter() if str(folder) in _command(found)
         ]
         assert left == []
-        assert "Traceback" not in (folder / "output").read_text()
+        assert "Traceback" not in (folder / "app.log").read_text()
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes], output: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urlopen(f"{address}/_stcore/health", timeout=5) as answer:  # noqa: S310
-                if answer.status == 200:
-                    return
-        except (URLError, OSError):
-            time.sleep(0.1)
-    pytest.fail(f"The console did not start:\n{output.read_text()}")
 
 
 def _command(process: psutil.Process) -> str:

@@ -1,0 +1,72 @@
+"""A Streamlit server and a browser for it: what the browser tests and the benchmark share.
+
+The browser is Chromium at TOKENLIB_CHROMIUM, else at /usr/bin/chromium.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM = Path(os.environ.get("TOKENLIB_CHROMIUM") or "/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-gpu",
+]
+READY_SECONDS = 90.0
+STOP_SECONDS = 60.0
+
+
+@contextmanager
+def served(script: Path, folder: Path) -> Iterator[str]:
+    """`streamlit run` of a script on a free port; the address, once it answers. Stopped after.
+
+    Its data and its output, `<script's name>.log`, lie in the folder.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: text for name, text in os.environ.items() if "TOKENLIB_" not in name}
+    environment["TOKENLIB_DATA_DIR"] = str(folder / "data")
+    command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
+    said = folder / f"{script.stem}.log"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, process_group=0
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + READY_SECONDS
+        while not _answers(address):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{script.name} did not start:\n{said.read_text()}")
+            time.sleep(0.1)  # between two looks, until the deadline
+        yield address
+        process.send_signal(signal.SIGTERM)
+        process.wait(STOP_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urlopen(f"{address}/_stcore/health", timeout=5) as answer:  # noqa: S310 - our own
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
