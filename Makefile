@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 UV ?= uv
+POSTGRES ?= /usr/lib/postgresql/15/bin
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults bench-console lint format lock schema wheel clean
+.PHONY: help run test test-faults test-postgres bench-console lint format lock schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +30,9 @@ test-%: $(VENV)/.dev ## Run one folder of tests: make test-unit, make test-brows
 
 test-faults: $(VENV)/.dev ## Break the database under load, and print what happened
 	@$(BIN)/pytest --session-timeout=250 tests/faults
+
+test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES, Debian's 15 unless set
+	@TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest -n 2 --dist loadfile -m "not bundled" tests/db
 
 bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some minutes
 	@$(BIN)/python -m tests.benchmarks.console

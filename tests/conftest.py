@@ -2,6 +2,8 @@
 
 import tempfile
 
+import pytest
+
 from tokenlib.embedded import memory_folder
 
 pytest_plugins = ["tokenlib.testing"]
@@ -9,3 +11,7 @@ pytest_plugins = ["tokenlib.testing"]
 # What tests write, among it whole database servers, lies in memory where the system offers that.
 if (folder := memory_folder()) is not None:
     tempfile.tempdir = str(folder)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "bundled: about the bundled PostgreSQL, whatever else runs")

@@ -55,11 +55,10 @@ _INITDB = (
     "--auth-local=trust",
     "--auth-host=reject",
     "--encoding=UTF8",
-    "--locale=C",
-    "--locale-provider=builtin",
-    "--builtin-locale=C.UTF-8",
     "--data-checksums",
 )
+_LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_LOCALE_BEFORE_17 = ("--locale=C.UTF-8",)  # the same order, by the system's library
 # Written once, so that ALTER SYSTEM can change them.
 _TUNING = {
     "log_checkpoints": "off",
@@ -82,16 +81,18 @@ _PROMISES = {
 class Cluster:
     """The cluster of one data folder. The caller sees to it that one process at a time acts.
 
+    `programs` is the folder of another PostgreSQL's programs, for tests; unset, the wheel's.
     Raises ConfigurationError when the folder or the wheel is not usable, DatabaseUnavailable when
     the server does not do as it should, with the end of its log.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, programs: Path | None = None) -> None:
         self.data_dir = data_dir.absolute()
         self.pgdata = self.data_dir / "pgdata"
         self.run_dir = self.data_dir / "run"
         self.log = self.data_dir / "postgres.log"
-        self._programs = _wheel_programs()
+        self._bundled = programs is None
+        self._programs = programs or _wheel_programs()
         self._uid: int | None = None  # None: as ourselves
         self._gid: int | None = None
         self._check_path()
@@ -188,7 +189,7 @@ class Cluster:
             return
         version_file = self.pgdata / "PG_VERSION"
         version = version_file.read_text().strip() if version_file.exists() else ""
-        if version != _MAJOR:
+        if version != self._major():
             found = f"belongs to PostgreSQL {version}" if version else "holds no database"
             raise ConfigurationError(
                 f"The folder {self.pgdata} {found}, and the bundled server is PostgreSQL {_MAJOR}."
@@ -212,7 +213,13 @@ class Cluster:
                     " PostgreSQL when root starts tokenlib. Name a data folder outside it with"
                     " TOKENLIB_DATA_DIR, such as /var/lib/tokenlib."
                 )
-        self._programs = self._copy_programs()
+        if self._bundled:
+            self._programs = self._copy_programs()
+
+    def _major(self) -> str:
+        if self._bundled:
+            return _MAJOR
+        return self._run("postgres", "--version").stdout.split()[2].partition(".")[0]
 
     def _copy_programs(self) -> Path:
         """The programs where the server's user can run them; the environment may lie under HOME.
@@ -243,12 +250,16 @@ class Cluster:
         # Under a new name each time: the initdb of a killed run may still be at work.
         new = Path(tempfile.mkdtemp(prefix="pgdata.new", dir=self.data_dir))
         self._give(new)
-        tuning = (f"--set={name}={value}" for name, value in _TUNING.items())
-        result = self._run("initdb", *_INITDB, *tuning, "-D", str(new))
+        locale = _LOCALE if int(self._major()) >= 17 else _LOCALE_BEFORE_17
+        result = self._run("initdb", *_INITDB, *locale, "-D", str(new))
         if result.returncode != 0:
             raise DatabaseUnavailable(
                 f"The bundled PostgreSQL cannot create a database: {result.stderr.strip()}"
             )
+        with (new / "postgresql.conf").open("a") as settings:  # the last line of a name counts
+            settings.writelines(f"{name} = '{value}'\n" for name, value in _TUNING.items())
+            settings.flush()
+            os.fsync(settings.fileno())
         new.rename(self.pgdata)
         parent = os.open(self.data_dir, os.O_RDONLY)
         os.fsync(parent)

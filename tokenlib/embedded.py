@@ -77,14 +77,14 @@ def stop(data_dir: Path) -> None:
 
 
 @contextmanager
-def running(data_dir: Path) -> Iterator[Embedded]:
+def running(data_dir: Path, programs: Path | None = None) -> Iterator[Embedded]:
     """Use the server of this folder; the last user to leave stops it, whoever started it.
 
     A user that is killed counts as gone. In the main thread SIGTERM and SIGHUP, unless somebody
     handles them, unwind the block as SIGINT does (exit code 128 + signal). Raises as
-    :func:`start` does.
+    :func:`start` does. `programs` is the folder of another PostgreSQL's, for tests.
     """
-    cluster = _prepared(data_dir)
+    cluster = _prepared(data_dir, programs)
     with _signals_unwind():
         users = _open(cluster.data_dir / "users")
         joined = False
@@ -103,8 +103,10 @@ def running(data_dir: Path) -> Iterator[Embedded]:
 
 
 @contextmanager
-def temporary() -> Iterator[Embedded]:
+def temporary(programs: Path | None = None) -> Iterator[Embedded]:
     """A server in a new temporary folder; afterwards both are gone. For tests.
+
+    It is the bundled one, or that of another PostgreSQL's folder of programs.
 
     The folder lies in memory where the system offers that: a database for each test is then made in
     hundredths of a second.
@@ -112,7 +114,7 @@ def temporary() -> Iterator[Embedded]:
     folder = Path(tempfile.mkdtemp(prefix="tokenlib-", dir=memory_folder()))
     try:
         folder.chmod(0o711)  # when root runs, the server's user passes through
-        with running(folder / "data") as embedded:
+        with running(folder / "data", programs) as embedded:
             yield embedded
     finally:
         shutil.rmtree(folder)
@@ -126,8 +128,8 @@ def memory_folder() -> Path | None:
     return memory
 
 
-def _prepared(data_dir: Path) -> Cluster:
-    cluster = Cluster(data_dir)
+def _prepared(data_dir: Path, programs: Path | None = None) -> Cluster:
+    cluster = Cluster(data_dir, programs)
     try:
         if not cluster.data_dir.is_dir():
             cluster.data_dir.mkdir(parents=True)

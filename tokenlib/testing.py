@@ -6,17 +6,20 @@
         org = tokens.create_organization("Acme", plan="pro")
         ...
 
-One bundled PostgreSQL per session; each test gets a fresh copy of a migrated template. Its clock
-can be set and moved through the `token_clock` fixture; production has no such clock.
+One PostgreSQL per session: the bundled one, or that whose programs are in TOKENLIB_TEST_POSTGRES.
+Each test gets a fresh copy of a migrated template. Its clock can be set and moved through the
+`token_clock` fixture; production has no such clock.
 """
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import resources
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -79,10 +82,20 @@ class TestClock:
             connection.execute(statement, values)
 
 
+def postgres_programs() -> Path | None:
+    """The folder of its programs, such as /usr/lib/postgresql/15/bin; None: the bundled one's."""
+    folder = os.environ.get("TOKENLIB_TEST_POSTGRES")
+    if not folder:
+        return None
+    if not (Path(folder) / "postgres").is_file():
+        pytest.fail(f"TOKENLIB_TEST_POSTGRES: there is no PostgreSQL in {folder}.", pytrace=False)
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def token_server() -> Iterator[embedded.Embedded]:
-    """A bundled PostgreSQL in a temporary folder, with a migrated template database."""
-    with embedded.temporary() as server:
+    """A PostgreSQL in a temporary folder, with a migrated template database."""
+    with embedded.temporary(postgres_programs()) as server:
         superuser = server.url("postgres", "postgres")
         migrations.create_roles(superuser)
         migrations.create_database(superuser, _TEMPLATE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tokenlib import ConfigurationError, cluster, connect, embedded
-from tokenlib.testing import TestDatabase
+from tokenlib.testing import TestDatabase, postgres_programs
 
 
 def plain(url: str) -> str:
@@ -15,7 +15,7 @@ def plain(url: str) -> str:
 def test_a_server_that_may_forget_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("fsync", "full_page_writes"):
         monkeypatch.setitem(cluster._PROMISES, name, "off")
-    with embedded.temporary() as server:
+    with embedded.temporary(postgres_programs()) as server:
         url = plain(server.url("postgres", "postgres"))
         with pytest.raises(ConfigurationError) as refused:
             connect(url)

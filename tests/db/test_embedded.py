@@ -23,6 +23,7 @@ from tokenlib import embedded
 from tokenlib.embedded import SUPERUSER, Embedded
 from tokenlib.errors import ConfigurationError, DatabaseUnavailable
 
+pytestmark = pytest.mark.bundled
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about running as root")
 
 # A process that uses the server until its standard input ends.
