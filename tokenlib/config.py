@@ -38,7 +38,7 @@ class Settings:
     jwt_audience: str | None = None
     switch: SwitchOverride | None = None
     pool_size: int = 10
-    prepare: bool = True
+    prepare: bool | None = None  # None: unless there is a pooler in between
     deadline: float = DEADLINE_SECONDS
     llm_base_url: str | None = None
     llm_api_key: str | None = field(default=None, repr=False)
@@ -143,7 +143,7 @@ def _seconds(
     return float(value)
 
 
-def _boolean(environ: Mapping[str, str], name: str, default: bool) -> bool:
+def _boolean(environ: Mapping[str, str], name: str, default: bool | None) -> bool | None:
     value = _text(environ, name)
     if value is None:
         return default

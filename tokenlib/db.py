@@ -80,7 +80,7 @@ class Database:
     """A pool of connections to one migrated database. Close it when done."""
 
     def __init__(
-        self, url: str, *, pool_size: int = 10, prepare: bool = True, retry: Retry = ONCE
+        self, url: str, *, pool_size: int = 10, prepare: bool | None = None, retry: Retry = ONCE
     ) -> None:
         """Raise ConfigurationError for a URL that SQLAlchemy cannot read. Connects lazily."""
         try:

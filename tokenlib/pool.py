@@ -16,6 +16,10 @@ _CONNECT_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 1
 _CANCEL_TIMEOUT_SECONDS = 1.0
 _INTERVAL_SECONDS = 0.1
+_PREPARE_THRESHOLD = 5
+# What the driver can read, whatever server, database or login say. Not startup options, which a
+# pooler in transaction mode refuses.
+_READABLE = {"TimeZone": "UTC", "DateStyle": "ISO"}
 # A peer that vanished without a word is noticed on a TCP connection, whoever waits for it.
 _KEEPALIVE = {
     "keepalives_idle": 10,
@@ -64,11 +68,11 @@ class Connection(psycopg.Connection[Any]):
             return result
 
 
-def create_engine(url: sa.URL, pool_size: int, prepare: bool) -> sa.Engine:
-    """An engine in autocommit with up to twice `pool_size` connections. Connects lazily."""
-    # What the driver can read, whatever server, database or login say. A pooler in transaction mode
-    # takes no startup options; behind it the login's own settings say the same.
-    options = {"options": "-c timezone=UTC -c datestyle=ISO"} if prepare else {}
+def create_engine(url: sa.URL, pool_size: int, prepare: bool | None) -> sa.Engine:
+    """An engine in autocommit with up to twice `pool_size` connections. Connects lazily.
+
+    `prepare` says whether statements are prepared; None: unless there is a pooler in between.
+    """
     engine = sa.create_engine(
         url,
         poolclass=QueuePool,
@@ -78,19 +82,42 @@ def create_engine(url: sa.URL, pool_size: int, prepare: bool) -> sa.Engine:
         isolation_level="AUTOCOMMIT",
         connect_args={
             "connect_timeout": _CONNECT_TIMEOUT_SECONDS,
-            "prepare_threshold": 5 if prepare else None,
-            **options,
+            "prepare_threshold": None if prepare is False else _PREPARE_THRESHOLD,
             "application_name": "tokenlib",
             **_KEEPALIVE,
         },
     )
-    sa.event.listen(engine, "do_connect", _connect)
+
+    def connect(_dialect: Any, _record: Any, words: list[Any], options: dict[str, Any]) -> Any:
+        return _connect(words, options, detect=prepare is None)
+
+    sa.event.listen(engine, "do_connect", connect)
     sa.event.listen(engine, "checkout", _check)
     return engine
 
 
-def _connect(_dialect: Any, _record: Any, words: list[Any], options: dict[str, Any]) -> Connection:
-    return Connection.connect(*words, **options)
+def _connect(words: list[Any], options: dict[str, Any], *, detect: bool) -> Connection:
+    connection = Connection.connect(*words, **options)
+    try:
+        connection.autocommit = True
+        connection.patience = _CONNECT_TIMEOUT_SECONDS
+        for name, value in _READABLE.items():
+            # The server has said already what it is, and a pooler keeps it for each of its clients.
+            if (connection.info.parameter_status(name) or "").partition(",")[0] != value:
+                connection.execute(f"set {name} = '{value}'".encode(), prepare=False)
+        if detect and _behind_a_pooler(connection):
+            # The next transaction may be another server process's, which has not prepared it.
+            connection.prepare_threshold = None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _behind_a_pooler(connection: Connection) -> bool:
+    """Whether the server process that works is another than the one that was announced."""
+    [pid] = connection.execute("select pg_backend_pid()", prepare=False).fetchone() or [None]
+    return bool(pid != connection.info.backend_pid)
 
 
 def _check(connection: Connection, _record: Any, _proxy: Any) -> None:

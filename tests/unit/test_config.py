@@ -19,7 +19,7 @@ def test_an_empty_environment_means_the_bundled_server_on_this_machine_alone() -
     assert settings.sqlalchemy_url is None
     assert settings.sqlalchemy_migration_url is None
     assert (settings.host, settings.port) == ("127.0.0.1", 8501)
-    assert (settings.pool_size, settings.prepare, settings.switch) == (10, True, None)
+    assert (settings.pool_size, settings.prepare, settings.switch) == (10, None, None)
 
 
 def test_empty_values_are_unset() -> None:
