@@ -24,7 +24,7 @@ PAGES = {
     "spenders.py": ("Top spenders", STAFF),
     "health.py": ("Health", STAFF),
     "settings.py": ("Settings", ("admin",)),
-    "tokens.py": ("Your tokens", ("member",)),
+    "tokens.py": ("My tokens", ("member",)),
     "quests.py": ("Quests", (*STAFF, "member")),
     "features.py": ("Other AI features", (*STAFF, "member")),
 }
@@ -61,7 +61,7 @@ def test_every_page_file_is_in_the_menu() -> None:
 @pytest.mark.parametrize("persona", ["admin", "support", "member"])
 def test_the_start_page_is_the_first_of_the_role(look: Open, persona: str) -> None:
     app = look(persona=persona)
-    assert app.title[0].value == ("Your tokens" if persona == "member" else "Overview")
+    assert app.title[0].value == ("My tokens" if persona == "member" else "Overview")
     assert shows_data(app)
 
 
@@ -153,6 +153,6 @@ def test_a_persona_that_may_not_stay_is_taken_to_its_start_page(look: Open) -> N
     app = look("health.py")
     app.segmented_control[0].set_value("member").run()
     assert not app.exception
-    assert app.title[0].value == "Your tokens"
+    assert app.title[0].value == "My tokens"
     assert app.session_state["persona"] == "member"
     assert shows_data(app)

@@ -91,7 +91,7 @@ VIEWS = (
     ),
     View(
         "tokens.py",
-        "Your tokens",
+        "My tokens",
         ":material/toll:",
         ("member",),
         "What your organization has left, and what used it.",
