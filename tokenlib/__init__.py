@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenlib.config import Settings
 from tokenlib.domain import (
+    ApiKey,
     Balance,
     Catalog,
     Feature,
@@ -23,6 +24,7 @@ from tokenlib.errors import (
     AlreadyRefunded,
     AlreadySettled,
     AlreadySpent,
+    ApiKeyOver,
     BooksBroken,
     ConfigurationError,
     DatabaseUnavailable,
@@ -59,6 +61,8 @@ __all__ = [
     "AlreadyRefunded",
     "AlreadySettled",
     "AlreadySpent",
+    "ApiKey",
+    "ApiKeyOver",
     "Balance",
     "BooksBroken",
     "Catalog",

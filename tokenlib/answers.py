@@ -14,6 +14,7 @@ from tokenlib.errors import (
     AlreadyRefunded,
     AlreadySettled,
     AlreadySpent,
+    ApiKeyOver,
     BooksBroken,
     FeatureNotInPlan,
     IdempotencyConflict,
@@ -120,6 +121,10 @@ def refusal(row: Row, *, key: str | None = None, known: Iterable[str] = ()) -> T
             return UnknownPlan(row["plan"], known)
         case "unknown_staff":
             return NotFound("staff person", row["user_id"])
+        case "unknown_key":
+            return NotFound("API key", row["id"])
+        case "key_over":
+            return ApiKeyOver(row["id"])
         case "not_a_member":
             return NotAMember(organization_id, row["user_id"])
         case "feature_not_in_plan":

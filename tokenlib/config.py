@@ -36,6 +36,8 @@ class Settings:
     jwt_secret: str | None = field(default=None, repr=False)
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    jwt_jwks_url: str | None = None
+    key_pepper: str | None = field(default=None, repr=False)
     switch: SwitchOverride | None = None
     pool_size: int = 10
     prepare: bool | None = None  # None: unless there is a pooler in between
@@ -57,6 +59,8 @@ class Settings:
             jwt_secret=_secret(environ, "TOKENLIB_JWT_SECRET"),
             jwt_issuer=_text(environ, "TOKENLIB_JWT_ISSUER"),
             jwt_audience=_text(environ, "TOKENLIB_JWT_AUDIENCE"),
+            jwt_jwks_url=_http_url(environ, "TOKENLIB_JWT_JWKS_URL"),
+            key_pepper=_secret(environ, "TOKENLIB_KEY_PEPPER"),
             switch=_switch(environ, "TOKENLIB_SWITCH"),
             pool_size=_integer(environ, "TOKENLIB_POOL_SIZE", cls.pool_size, 1, 1000),
             prepare=_boolean(environ, "TOKENLIB_PREPARE", cls.prepare),

@@ -18,6 +18,7 @@ Mode = Literal["enforce", "log_only", "off"]
 ReservationState = Literal["held", "deducted", "released", "expired"]
 GrantKind = Literal["allowance", "purchase", "gift", "adjustment", "refund", "adopted"]
 StaffRole = Literal["admin", "support"]
+Scope = Literal["check", "spend", "read", "admin", "metrics"]
 Level = Literal["green", "yellow", "red", "none"]
 
 MAX_UNITS = 1_000_000
@@ -206,6 +207,22 @@ class Limits:
     output_units_per_request: int | None
     alert_tokens_per_hour: int | None
     failed_attempts: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key of the HTTP API. `organization_id` None: for every organization.
+
+    `secret` is what the caller shows. It is there once, in what made or rotated the key; the
+    database has only an HMAC of it, and `start`, by which people know the key.
+    """
+
+    id: UUID
+    organization_id: UUID | None
+    name: str
+    start: str
+    scopes: tuple[str, ...]
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -364,6 +364,17 @@ class AlreadySettled(TokenlibError):
         super().__init__(f"Finding {finding_id} was already settled.", finding_id=str(finding_id))
 
 
+class ApiKeyOver(TokenlibError):
+    """The API key is revoked or has expired, so it cannot be rotated. Make a new one."""
+
+    code = "api_key_over"
+    status = 409
+
+    def __init__(self, key_id: UUID) -> None:
+        self.key_id = key_id
+        super().__init__(f"API key {key_id} is revoked or has expired.", key_id=str(key_id))
+
+
 class PlanMismatch(TokenlibError):
     """`initialize_tokens` was called with another plan than the organization has."""
 

@@ -15,6 +15,7 @@ from tokenlib.db import Database
 from tokenlib.domain import Mode
 from tokenlib.errors import ConfigurationError, InvalidInput
 from tokenlib.gate import GateVerbs
+from tokenlib.keys import KeyVerbs
 from tokenlib.plans import PlanVerbs
 from tokenlib.previews import PreviewVerbs
 from tokenlib.retry import Retry
@@ -26,13 +27,18 @@ EMBEDDED_DATABASE = "tokenlib"
 _SWITCHED_DEADLINE_SECONDS = 1.0
 
 
-class Tokens(GateVerbs, PlanVerbs, StaffVerbs, PreviewVerbs, AuditVerbs):
+class Tokens(GateVerbs, PlanVerbs, StaffVerbs, KeyVerbs, PreviewVerbs, AuditVerbs):
     """The gate on one database. Thread-safe. Close it, or use it as a context manager."""
 
     def __init__(
-        self, database: Database, override: Mode | None = None, held: ExitStack | None = None
+        self,
+        database: Database,
+        override: Mode | None = None,
+        held: ExitStack | None = None,
+        pepper: str | None = None,
     ) -> None:
         super().__init__(database, override)
+        self.pepper = pepper
         self._held = held or ExitStack()
         self._held.callback(database.close)
         if offbook.lets_through(override):
@@ -95,7 +101,7 @@ def connect(
             if not switched:
                 raise
             Tokens.log.warning("starting without the database: %s", error)
-        tokens = Tokens(database, settings.switch, held.pop_all())
+        tokens = Tokens(database, settings.switch, held.pop_all(), settings.key_pepper)
     atexit.register(tokens.close)
     if switched:
         with suppress(*offbook.CANNOT_ANSWER):

@@ -45,6 +45,8 @@ INTERNAL = {
     "ai_token_latencies",
     "ai_token_verifications",
     "tokenlib_staff",
+    "ai_token_api_keys",
+    "ai_token_api_requests",
 }
 HOST = {"organizations", "user_profiles"}
 TABLES = BOOKS | CATALOG | INTERNAL | HOST
@@ -53,6 +55,11 @@ TABLES = BOOKS | CATALOG | INTERNAL | HOST
 VERBS = {
     "add_member",
     "advance_quest",
+    "api_balances",
+    "api_can_use",
+    "api_keys",
+    "api_write",
+    "authenticate_key",
     "balances",
     "can_use",
     "change_plan",
@@ -75,15 +82,19 @@ VERBS = {
     "set_status",
     "settle_finding",
     "staff_change_plan",
+    "staff_create_key",
     "staff_grant",
     "staff_pause_user",
     "staff_refund",
     "staff_release",
+    "staff_revoke_key",
+    "staff_rotate_key",
     "staff_set_allowance",
     "staff_set_cost",
     "staff_set_limits",
     "staff_set_mode",
     "staff_set_parameters",
+    "staff_set_request_limit",
     "staff_set_staff",
     "staff_set_status",
     "staff_settle_finding",
@@ -129,6 +140,14 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
         "insert into tokenlib_staff (user_id, email, full_name, role)"
         " values (%s, 'staff@example.org', 'A staff member', 'support')",
         (uuid4(),),
+    )
+    owner.execute(
+        "insert into ai_token_api_keys (id, name, start, digest, scopes, owner_id, created_at)"
+        " values (gen_random_uuid(), 'A key', 'tkl_', '', '{read}', gen_random_uuid(), now())"
+    )
+    owner.execute(
+        "insert into ai_token_api_requests values (%s, %s, 'k', '', 'deduct', null, '{}', now())",
+        people[0],
     )
     return people
 

@@ -11,6 +11,7 @@ from tokenlib.config import Settings, sqlalchemy_url
 from tokenlib.errors import ConfigurationError
 
 SECRET = "s" * 32
+PEPPER = "p" * 32
 
 
 def test_an_empty_environment_means_the_bundled_server_on_this_machine_alone() -> None:
@@ -24,8 +25,8 @@ def test_an_empty_environment_means_the_bundled_server_on_this_machine_alone() -
 
 def test_empty_values_are_unset() -> None:
     names = (
-        "DATABASE_URL MIGRATION_URL DATA_DIR JWT_SECRET JWT_ISSUER JWT_AUDIENCE SWITCH POOL_SIZE"
-        " PREPARE LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
+        "DATABASE_URL MIGRATION_URL DATA_DIR JWT_SECRET JWT_ISSUER JWT_AUDIENCE JWT_JWKS_URL"
+        " KEY_PEPPER SWITCH POOL_SIZE PREPARE LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
     )
     empty = {f"TOKENLIB_{name}": "" for name in names.split()}
     assert Settings.from_env(empty) == Settings.from_env({})
@@ -40,6 +41,8 @@ def test_every_variable_is_read() -> None:
             "TOKENLIB_JWT_SECRET": SECRET,
             "TOKENLIB_JWT_ISSUER": "https://issuer.example",
             "TOKENLIB_JWT_AUDIENCE": "authenticated",
+            "TOKENLIB_JWT_JWKS_URL": "https://issuer.example/jwks.json",
+            "TOKENLIB_KEY_PEPPER": PEPPER,
             "TOKENLIB_SWITCH": "log_only",
             "TOKENLIB_POOL_SIZE": "25",
             "TOKENLIB_PREPARE": "False",
@@ -58,6 +61,8 @@ def test_every_variable_is_read() -> None:
         jwt_secret=SECRET,
         jwt_issuer="https://issuer.example",
         jwt_audience="authenticated",
+        jwt_jwks_url="https://issuer.example/jwks.json",
+        key_pepper=PEPPER,
         switch="log_only",
         pool_size=25,
         prepare=False,

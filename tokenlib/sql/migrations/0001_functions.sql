@@ -2208,3 +2208,574 @@ begin
             'reservations', reservations, 'quests', quests), tokenlib.clock());
 end
 $$;
+-- API keys: made, rotated and revoked by admins, each on record. The secret never comes here, only its
+-- HMAC and what it begins with.
+
+-- p_id is the caller's name for it, so that a reply that was lost can be asked for again.
+create function tokenlib.staff_create_key(
+    p_actor uuid, p_id uuid, p_organization uuid, p_name text, p_start text, p_digest bytea,
+    p_scopes text[], p_expires timestamptz, p_requests_per_minute integer,
+    p_seconds_between_requests numeric, p_tokens_per_request bigint, p_limit_users boolean,
+    p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz := tokenlib.clock();
+    v_wrong text;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    select name into v_wrong from (values
+        ('requests_per_minute', p_requests_per_minute::numeric),
+        ('seconds_between_requests', p_seconds_between_requests),
+        ('tokens_per_request', p_tokens_per_request)) as l (name, value)
+    where value <= 0 or value > 1000000000 limit 1;
+    if v_wrong is not null then
+        raise exception 'must be more than 0 and at most 1000000000, or empty for no limit'
+            using errcode = '22023', column = v_wrong;
+    elsif p_name is null or p_name !~ '\S' or length(p_name) > 100 then
+        raise exception 'must have 1 to 100 characters' using errcode = '22023', column = 'name';
+    elsif cardinality(p_scopes) is distinct from (select count(distinct s) from unnest(p_scopes) as s)
+        or p_scopes = '{}' or not p_scopes <@ '{check,spend,read,admin,metrics}' then
+        raise exception 'must be some of check, spend, read, admin, metrics, each once'
+            using errcode = '22023', column = 'scopes';
+    elsif p_expires <= v_now then
+        raise exception 'must be later than now' using errcode = '22023', column = 'expires_at';
+    elsif p_organization is not null and 'metrics' = any (p_scopes) then
+        raise exception 'may not have metrics in a key of one organization: they speak of all'
+            using errcode = '22023', column = 'scopes';
+    end if;
+    if p_organization is not null
+        and not exists (select from public.organizations where id = p_organization) then
+        return 'unknown_organization';
+    elsif exists (select from public.ai_token_api_keys where id = p_id and digest = p_digest) then
+        return 'ok';
+    end if;
+    insert into public.ai_token_api_keys (id, organization_id, name, start, digest, scopes, owner_id,
+        requests_per_minute, seconds_between_requests, tokens_per_request, limit_users, created_at,
+        expires_at)
+    values (p_id, p_organization, btrim(p_name), p_start, p_digest, p_scopes, p_actor,
+        p_requests_per_minute, p_seconds_between_requests, p_tokens_per_request,
+        coalesce(p_limit_users, false), v_now, p_expires);
+    perform tokenlib.record_change(p_organization, 'create_key', p_actor, p_reason, null,
+        jsonb_build_object('id', p_id, 'name', btrim(p_name), 'start', p_start, 'scopes', p_scopes,
+            'expires_at', p_expires));
+    return 'ok';
+end
+$$;
+
+-- A new secret for the same key; the one before it stays good for p_overlap.
+create function tokenlib.staff_rotate_key(
+    p_actor uuid, p_id uuid, p_start text, p_digest bytea, p_overlap interval, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    k public.ai_token_api_keys;
+    v_now timestamptz := tokenlib.clock();
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    if p_overlap is null or p_overlap < interval '0' or p_overlap > interval '30 days' then
+        raise exception 'must be from 0 s to 30 days' using errcode = '22023', column = 'overlap';
+    end if;
+    select * into k from public.ai_token_api_keys where id = p_id for update;
+    if not found then
+        return 'unknown_key';
+    elsif k.digest = p_digest then
+        return 'ok';
+    elsif k.revoked_at is not null or k.expires_at <= v_now then
+        return 'key_over';
+    end if;
+    update public.ai_token_api_keys set digest = p_digest, start = p_start,
+        old_digest = case when p_overlap > interval '0' then k.digest end,
+        old_until = case when p_overlap > interval '0' then v_now + p_overlap end
+    where id = p_id;
+    perform tokenlib.record_change(k.organization_id, 'rotate_key', p_actor, p_reason,
+        jsonb_build_object('id', p_id, 'name', k.name, 'start', k.start),
+        jsonb_build_object('id', p_id, 'name', k.name, 'start', p_start,
+            'old_until', v_now + p_overlap));
+    return 'ok';
+end
+$$;
+
+-- Ends a key at once: the next call with it is refused. Twice is the same as once.
+create function tokenlib.staff_revoke_key(p_actor uuid, p_id uuid, p_reason text) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    k public.ai_token_api_keys;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    select * into k from public.ai_token_api_keys where id = p_id for update;
+    if not found then
+        return 'unknown_key';
+    elsif k.revoked_at is not null then
+        return 'ok';
+    end if;
+    update public.ai_token_api_keys set revoked_at = tokenlib.clock() where id = p_id;
+    perform tokenlib.record_change(k.organization_id, 'revoke_key', p_actor, p_reason,
+        jsonb_build_object('id', p_id, 'name', k.name, 'start', k.start, 'scopes', k.scopes), null);
+    return 'ok';
+end
+$$;
+
+-- How many calls that charge or hold the API takes a minute from an organization, over all its users
+-- and keys. Null: no limit for everyone (p_organization null), as for everyone for one organization.
+create function tokenlib.staff_set_request_limit(
+    p_actor uuid, p_organization uuid, p_requests_per_minute integer, p_reason text
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_before integer;
+begin
+    perform tokenlib.require_reason(p_reason);
+    perform tokenlib.require_staff(p_actor, '{admin}');
+    if p_requests_per_minute not between 1 and 1000000000 then
+        raise exception 'must be from 1 to 1000000000, or empty for no limit'
+            using errcode = '22023', column = 'requests_per_minute';
+    end if;
+    if p_organization is null then
+        select organization_requests_per_minute into strict v_before
+        from public.ai_token_parameters for update;
+        update public.ai_token_parameters
+        set organization_requests_per_minute = p_requests_per_minute;
+    else
+        if not exists (select from public.organizations where id = p_organization) then
+            return 'unknown_organization';
+        end if;
+        select requests_per_minute into v_before from public.ai_token_organization_settings
+        where organization_id = p_organization for no key update;
+        insert into public.ai_token_organization_settings (organization_id, requests_per_minute)
+        values (p_organization, p_requests_per_minute)
+        on conflict (organization_id) do update
+        set requests_per_minute = excluded.requests_per_minute;
+    end if;
+    perform tokenlib.record_change(p_organization, 'set_request_limit', p_actor, p_reason,
+        jsonb_build_object('requests_per_minute', v_before),
+        jsonb_build_object('requests_per_minute', p_requests_per_minute));
+    return 'ok';
+end
+$$;
+
+-- The key that a secret opens, while it is good. Its last use is kept to the minute.
+create function tokenlib.authenticate_key(
+    p_digest bytea, out id uuid, out organization_id uuid, out name text, out scopes text[]
+) returns setof record
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    k public.ai_token_api_keys;
+    v_now timestamptz := tokenlib.clock();
+begin
+    select * into k from public.ai_token_api_keys a
+    where a.digest = p_digest or (a.old_digest = p_digest and a.old_until > v_now);
+    if k.id is null or k.revoked_at is not null or k.expires_at <= v_now then
+        return;
+    end if;
+    if k.last_used_at is null or k.last_used_at < v_now - interval '1 minute' then
+        -- Whoever finds the row taken leaves this to them: a charge does not wait for it.
+        update public.ai_token_api_keys a set last_used_at = v_now
+        where a.id = (select b.id from public.ai_token_api_keys b where b.id = k.id
+            for no key update skip locked);
+    end if;
+    id := k.id;
+    organization_id := k.organization_id;
+    name := k.name;
+    scopes := k.scopes;
+    return next;
+end
+$$;
+-- The door of the HTTP API: each function names who calls, a person or an API key, and decides here
+-- what they may; so a route that gets the organization wrong reads and charges nothing. No answer
+-- tells an organization that is another's from one that does not exist.
+
+-- What the caller is to the organization (null: to everyone) in what p_scope stands for: key, member
+-- or staff; null: nobody. What staff may, support or admin, their own functions decide.
+create function tokenlib.standing(p_caller uuid, p_organization uuid, p_scope text) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    k public.ai_token_api_keys;
+begin
+    select * into k from public.ai_token_api_keys where id = p_caller;
+    if found then
+        return case when k.revoked_at is null and coalesce(k.expires_at, 'infinity') > tokenlib.clock()
+            and p_scope = any (k.scopes)
+            and (k.organization_id is null or k.organization_id = p_organization) then 'key' end;
+    end if;
+    if p_scope <> 'admin' and exists (select from public.user_profiles
+        where id = p_caller and organization_id = p_organization) then
+        return 'member';
+    end if;
+    if p_scope <> 'spend' and exists (select from public.tokenlib_staff where user_id = p_caller) then
+        return 'staff';
+    end if;
+    return null;
+end
+$$;
+
+-- The minute windows that a call stands in: of the user, of the key, of the organization. What was
+-- refused or replayed does not count.
+create function tokenlib.request_windows(
+    p_organization uuid, p_user uuid, p_key uuid, p_now timestamptz
+) returns table (name text, allowed bigint, used bigint, first_at timestamptz)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_since timestamptz := p_now - interval '1 minute';
+begin
+    select requests_per_minute into allowed from public.ai_token_limits
+    where organization_id = p_organization or organization_id is null
+    order by organization_id nulls last limit 1;
+    if p_user is not null and allowed is not null then
+        name := 'user_requests_per_minute';
+        select count(*), min(at) into used, first_at from (
+            select created_at as at from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user
+                and created_at > v_since and reservation_id is null
+            union all
+            select created_at from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user and created_at > v_since
+        ) as requests;
+        return next;
+    end if;
+    select requests_per_minute into allowed from public.ai_token_api_keys where id = p_key;
+    if allowed is not null then
+        name := 'key_requests_per_minute';
+        select count(*), min(created_at) into used, first_at from public.ai_token_api_requests
+        where caller_id = p_key and created_at > v_since and verb in ('deduct', 'reserve');
+        return next;
+    end if;
+    select coalesce(s.requests_per_minute, p.organization_requests_per_minute) into strict allowed
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
+    if allowed is not null then
+        name := 'organization_requests_per_minute';
+        select count(*), min(created_at) into used, first_at from public.ai_token_api_requests
+        where organization_id = p_organization and created_at > v_since
+            and verb in ('deduct', 'reserve');
+        return next;
+    end if;
+end
+$$;
+
+-- Limits of the key and of the organization; those of the user are the gate's own. status ok, or
+-- rate_limited and on record. Callers of the same key or organization take turns where it has a limit.
+create function tokenlib.check_request_limits(
+    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_mode text
+) returns tokenlib.answer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    k public.ai_token_api_keys;
+    r record;
+    v_now timestamptz;
+    v_last timestamptz;
+begin
+    a.status := 'ok';
+    select * into k from public.ai_token_api_keys where id = p_key;
+    if k.requests_per_minute is not null or k.seconds_between_requests is not null then
+        -- One lock wherever it calls: a key may be for every organization.
+        perform tokenlib.lock_key('00000000-0000-0000-0000-000000000000', 'key ' || p_key::text);
+    end if;
+    if exists (select from public.ai_token_parameters p
+        left join public.ai_token_organization_settings s on s.organization_id = p_organization
+        where coalesce(s.requests_per_minute, p.organization_requests_per_minute) is not null) then
+        perform tokenlib.lock_key(p_organization, 'requests');
+    end if;
+    v_now := tokenlib.clock();
+    a.organization_id := p_organization;
+    a.user_id := p_user;
+    a.feature := p_feature;
+    select token_type, cost * p_units into a.token_type, a.needed
+    from public.ai_token_features where feature = p_feature;
+    if a.needed > k.tokens_per_request then
+        a.limit_name := 'key_tokens_per_request';
+        a.allowed := k.tokens_per_request;
+    end if;
+    for r in select * from tokenlib.request_windows(p_organization, null, p_key, v_now) loop
+        if a.limit_name is null and r.used >= r.allowed then
+            a.limit_name := r.name;
+            a.allowed := r.allowed;
+            a.retry_after := extract(epoch from r.first_at + interval '1 minute' - v_now);
+        end if;
+    end loop;
+    if a.limit_name is null and k.seconds_between_requests is not null then
+        select max(created_at) into v_last from public.ai_token_api_requests
+        where caller_id = p_key and verb in ('deduct', 'reserve');
+        if extract(epoch from v_now - v_last) < k.seconds_between_requests then
+            a.limit_name := 'key_seconds_between_requests';
+            a.allowed := ceil(k.seconds_between_requests);
+            a.retry_after := k.seconds_between_requests - extract(epoch from v_now - v_last);
+        end if;
+    end if;
+    if a.limit_name is null then
+        return a;
+    end if;
+    select coalesce(p_mode,
+        case when s.mode_until is null or s.mode_until > v_now then s.mode end,
+        case when p.mode_until is null or p.mode_until > v_now then p.mode end, 'enforce')
+    into strict a.mode
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
+    if a.mode <> 'off' then
+        a.status := 'rate_limited';
+        perform tokenlib.record_refusal(a, v_now);
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+    end if;
+    return a;
+end
+$$;
+
+-- Whether the caller may end a hold: a key those of its organizations, a person those that they made
+-- here themselves. One whom the product's server made runs an AI call of its.
+create function tokenlib.may_end(
+    p_standing text, p_caller uuid, p_organization uuid, p_reservation uuid
+) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select p_standing = 'key' or exists (select from public.ai_token_api_requests
+        where organization_id = p_organization and caller_id = p_caller and verb = 'reserve'
+            and subject_id = p_reservation)
+$$;
+
+-- Everything that the API writes. Under one Idempotency-Key of a caller a thing is done once, and the
+-- first answer is kept in the same commit: in_flight while another call with the key runs, conflict
+-- when it was used for something else. What was refused is not kept: it is decided anew.
+-- With it, after a charge or a hold: the minute window that has least left.
+create function tokenlib.api_write(
+    p_caller uuid, p_verb text, p_organization uuid, p_user uuid, p_key text, p_hash bytea,
+    p_args jsonb, p_mode text, out a tokenlib.answer, out window_name text,
+    out window_allowed bigint, out window_left bigint, out window_ends_after double precision
+)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_scope text := case when p_verb in ('deduct', 'reserve', 'settle', 'release') then 'spend'
+        else 'admin' end;
+    v_place uuid := coalesce(p_organization, '00000000-0000-0000-0000-000000000000');
+    v_target uuid := p_organization;
+    v_standing text;
+    v_actor uuid := p_caller;
+    v_done public.ai_token_api_requests;
+    v_limits boolean := true;
+    v_reason text := p_args ->> 'reason';
+    v_now timestamptz;
+    k public.ai_token_api_keys;
+begin
+    perform tokenlib.check_input(1, null, coalesce(p_key, ''));
+    if not pg_try_advisory_xact_lock(hashtextextended(p_key,
+        hashtextextended('api ' || v_place::text || p_caller::text, 0))) then
+        a.status := 'in_flight';
+        return;
+    end if;
+    -- A key is named by its id: whose it is says the table, not the caller.
+    if p_verb in ('rotate_key', 'revoke_key') then
+        select organization_id into v_target from public.ai_token_api_keys
+        where id = (p_args ->> 'id')::uuid;
+        if not found then
+            a.status := case when tokenlib.standing(p_caller, null, 'admin') is null
+                then 'not_yours' else 'unknown_key' end;
+            return;
+        end if;
+    end if;
+    v_standing := tokenlib.standing(p_caller, v_target, v_scope);
+    if p_verb = 'refund' and v_standing is null then
+        -- The product's server gives back what it charged; a person needs an admin's rights.
+        v_standing := tokenlib.standing(p_caller, v_target, 'spend');
+        if v_standing = 'key' then
+            v_scope := 'spend';
+        else
+            v_standing := null;
+        end if;
+    end if;
+    if v_standing is null then
+        a.status := 'not_yours';
+        return;
+    end if;
+    if v_standing = 'key' then
+        select * into strict k from public.ai_token_api_keys where id = p_caller;
+        v_actor := k.owner_id;
+        v_limits := k.limit_users;
+        if v_scope = 'admin' and v_reason ~ '\S' then
+            v_reason := v_reason || ' (API key ' || k.name || ')';
+        end if;
+    elsif v_standing = 'member' then
+        if p_user <> p_caller then
+            a.status := 'not_yours';
+            return;
+        end if;
+        p_user := p_caller;
+    end if;
+
+    select * into v_done from public.ai_token_api_requests
+    where organization_id = v_place and caller_id = p_caller and idempotency_key = p_key;
+    if found then
+        if v_done.request_hash <> p_hash then
+            a.status := 'conflict';
+        else
+            a := jsonb_populate_record(null::tokenlib.answer, v_done.answer);
+            a.replayed := true;
+        end if;
+        return;
+    end if;
+
+    if p_verb in ('deduct', 'reserve') then
+        if p_user is null then
+            raise exception 'is needed: the member for whom the key calls'
+                using errcode = '22023', column = 'user_id';
+        end if;
+        perform tokenlib.check_input((p_args ->> 'units')::bigint, null, null);
+        a := tokenlib.check_request_limits(p_organization, p_user, k.id, p_args ->> 'feature',
+            (p_args ->> 'units')::bigint, p_mode);
+        if a.status <> 'ok' then
+            return;
+        end if;
+    elsif p_verb in ('settle', 'release')
+        and not tokenlib.may_end(v_standing, p_caller, p_organization, (p_args ->> 'id')::uuid) then
+        a.status := 'unknown_reservation';
+        a.id := (p_args ->> 'id')::uuid;
+        return;
+    end if;
+
+    case p_verb
+        when 'deduct' then
+            a := tokenlib.deduct(p_organization, p_user, p_args ->> 'feature',
+                (p_args ->> 'units')::bigint, nullif(p_args -> 'metadata', 'null'), p_key, v_limits,
+                p_mode);
+        when 'reserve' then
+            a := tokenlib.reserve(p_organization, p_user, p_args ->> 'feature',
+                (p_args ->> 'units')::bigint, nullif(p_args -> 'metadata', 'null'), p_key,
+                make_interval(secs => (p_args ->> 'hold_seconds')::double precision), v_limits,
+                p_mode, (p_args ->> 'id')::uuid);
+        when 'settle' then
+            a := tokenlib.deduct_reservation(p_organization, (p_args ->> 'id')::uuid,
+                (p_args ->> 'units')::bigint, nullif(p_args -> 'metadata', 'null'));
+        when 'release' then
+            a := tokenlib.release(p_organization, (p_args ->> 'id')::uuid,
+                case when v_standing = 'member' then p_caller::text end, v_reason);
+        when 'refund' then
+            if v_scope = 'spend' then
+                a := tokenlib.refund(p_organization, (p_args ->> 'id')::uuid,
+                    'API key ' || k.name, v_reason, p_key);
+            else
+                a := tokenlib.staff_refund(v_actor, p_organization, (p_args ->> 'id')::uuid,
+                    v_reason, p_key);
+            end if;
+        when 'grant' then
+            a := tokenlib.staff_grant(v_actor, p_organization, p_args ->> 'token_type',
+                (p_args ->> 'amount')::bigint, p_args ->> 'kind', p_args ->> 'source',
+                (p_args ->> 'effective_at')::timestamptz, (p_args ->> 'expires_at')::timestamptz,
+                v_reason, p_key);
+        when 'change_plan' then
+            select c.status, c.plan into a.status, a.plan from tokenlib.staff_change_plan(v_actor,
+                p_organization, p_args ->> 'plan', v_reason) as c;
+        when 'set_status' then
+            a.status := tokenlib.staff_set_status(v_actor, p_organization, p_args ->> 'status',
+                v_reason);
+        when 'pause_user' then
+            a.status := tokenlib.staff_pause_user(v_actor, p_organization,
+                (p_args ->> 'user_id')::uuid, (p_args ->> 'paused')::boolean, v_reason);
+        when 'set_mode' then
+            a.status := tokenlib.staff_set_mode(v_actor, p_organization, p_args ->> 'mode',
+                (p_args ->> 'until')::timestamptz, v_reason);
+        when 'set_request_limit' then
+            a.status := tokenlib.staff_set_request_limit(v_actor, p_organization,
+                (p_args ->> 'requests_per_minute')::integer, v_reason);
+        when 'create_key' then
+            if v_standing = 'key' and not array(select jsonb_array_elements_text(
+                p_args -> 'scopes')) <@ (k.scopes || '{check,spend,read}') then
+                raise exception 'A key cannot make one that may do more.' using errcode = 'TK403';
+            end if;
+            a.status := tokenlib.staff_create_key(v_actor, (p_args ->> 'id')::uuid, p_organization,
+                p_args ->> 'name', p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
+                array(select jsonb_array_elements_text(p_args -> 'scopes')),
+                (p_args ->> 'expires_at')::timestamptz, (p_args ->> 'requests_per_minute')::integer,
+                (p_args ->> 'seconds_between_requests')::numeric,
+                (p_args ->> 'tokens_per_request')::bigint, (p_args ->> 'limit_users')::boolean,
+                v_reason);
+        when 'rotate_key' then
+            a.status := tokenlib.staff_rotate_key(v_actor, (p_args ->> 'id')::uuid,
+                p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
+                make_interval(secs => (p_args ->> 'overlap_seconds')::double precision), v_reason);
+        when 'revoke_key' then
+            a.status := tokenlib.staff_revoke_key(v_actor, (p_args ->> 'id')::uuid, v_reason);
+    end case;
+    if a.status <> 'ok' then
+        return;
+    end if;
+    if v_scope = 'admin' then
+        a.organization_id := coalesce(a.organization_id, v_target);
+        a.id := coalesce(a.id, (p_args ->> 'id')::uuid);
+        a.text := coalesce(a.text, p_args ->> 'start');
+    end if;
+    v_now := tokenlib.clock();
+    insert into public.ai_token_api_requests (organization_id, caller_id, idempotency_key,
+        request_hash, verb, subject_id, answer, created_at)
+    values (v_place, p_caller, p_key, p_hash, p_verb, a.id, jsonb_strip_nulls(to_jsonb(a)), v_now);
+    -- The table stays short without a worker: who adds one takes away two that are over.
+    delete from public.ai_token_api_requests where ctid = any (array(
+        select ctid from public.ai_token_api_requests where created_at < v_now - interval '7 days'
+        order by created_at limit 2 for update skip locked));
+    if p_verb in ('deduct', 'reserve') then
+        select r.name, r.allowed, greatest(r.allowed - r.used, 0),
+            extract(epoch from coalesce(r.first_at, v_now) + interval '1 minute' - v_now)
+        into window_name, window_allowed, window_left, window_ends_after
+        from tokenlib.request_windows(p_organization, case when v_limits then p_user end, k.id, v_now)
+            as r
+        order by r.allowed - r.used limit 1;
+    end if;
+end
+$$;
+
+-- The whole verdict without charging. A member asks for themselves, keys and staff for anybody in it.
+create function tokenlib.api_can_use(
+    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_mode text
+) returns tokenlib.answer
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    v_standing text := tokenlib.standing(p_caller, p_organization, 'check');
+    v_limits boolean := true;
+begin
+    if v_standing is null or (v_standing = 'member' and p_user <> p_caller) then
+        a.status := 'not_yours';
+        return a;
+    elsif v_standing = 'member' then
+        p_user := p_caller;
+    elsif v_standing = 'key' then
+        select limit_users into strict v_limits from public.ai_token_api_keys where id = p_caller;
+    end if;
+    if p_user is null then
+        raise exception 'is needed: the member who is asked about'
+            using errcode = '22023', column = 'user_id';
+    end if;
+    return tokenlib.can_use(p_organization, p_user, p_feature, p_units, v_limits, p_mode);
+end
+$$;
+
+-- Balances of one organization or of one of its wallets, up to date, for who may read there.
+create function tokenlib.api_balances(p_caller uuid, p_organization uuid, p_token_type text)
+returns setof public.ai_tokens
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if tokenlib.standing(p_caller, p_organization, 'read') is null then
+        raise exception '%', p_organization using errcode = 'TK404';
+    end if;
+    return query select * from tokenlib.balances(p_organization, p_token_type);
+end
+$$;
+
+-- The keys that the caller manages: staff and keys for every organization all of them, a key of one
+-- organization its own. Never a digest.
+create function tokenlib.api_keys(p_caller uuid) returns table (
+    id uuid, organization_id uuid, name text, start text, scopes text[], owner_id uuid,
+    requests_per_minute integer, seconds_between_requests numeric, tokens_per_request bigint,
+    limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
+    old_until timestamptz, revoked_at timestamptz
+)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
+        k.seconds_between_requests, k.tokens_per_request, k.limit_users, k.created_at, k.expires_at,
+        k.last_used_at, k.old_until, k.revoked_at
+    from public.ai_token_api_keys k
+    where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
+    order by k.created_at desc, k.id
+$$;

@@ -8,10 +8,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         ->> 'sub')::pg_catalog.uuid
 $$;
 
+-- A person's, or the one that an API key was made for, while the key is good.
 create function tokenlib.my_organizations() returns uuid[]
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select coalesce(array_agg(organization_id), '{}') from public.user_profiles
-    where id = tokenlib.uid()
+    select coalesce(array_agg(organization_id), '{}') from (
+        select organization_id from public.user_profiles where id = tokenlib.uid()
+        union all
+        select organization_id from public.ai_token_api_keys
+        where id = tokenlib.uid() and organization_id is not null and revoked_at is null
+            and coalesce(expires_at, 'infinity') > tokenlib.clock() and 'read' = any (scopes)
+    ) as mine
 $$;
 
 create function tokenlib.is_staff() returns boolean
@@ -42,7 +48,8 @@ declare
     v_catalog text[] := array['ai_token_types', 'ai_token_plans', 'ai_token_allowances',
         'ai_token_features', 'ai_token_packs'];
     v_internal text[] := array['ai_token_parameters', 'ai_token_limits', 'ai_token_changes',
-        'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff'];
+        'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'ai_token_api_keys',
+        'ai_token_api_requests'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
     v_others text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
@@ -125,7 +132,9 @@ begin
             'record_verification', 'staff_grant', 'staff_release', 'staff_refund',
             'staff_change_plan', 'staff_set_status', 'staff_pause_user', 'staff_settle_finding',
             'staff_set_mode', 'staff_set_cost', 'staff_set_allowance', 'staff_set_limits',
-            'staff_set_parameters', 'staff_set_staff', 'erase_metadata',
+            'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
+            'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
+            'api_write', 'api_can_use', 'api_balances', 'api_keys',
             'clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest', 'microseconds') then
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;

@@ -78,7 +78,10 @@ create table public.ai_token_parameters (
     token_cost_cents numeric not null default 1,
     mode text not null default 'enforce'
         constraint mode_known check (mode in ('enforce', 'log_only', 'off')),
-    mode_until timestamptz
+    mode_until timestamptz,
+    -- Of an organization, over all its users and keys; only the API asks it. Null is off.
+    organization_requests_per_minute integer
+        constraint organization_requests_positive check (organization_requests_per_minute > 0)
 );
 
 -- Abuse limits: one row for everyone (organization_id null) and one per organization that differs.
@@ -102,7 +105,9 @@ create table public.ai_token_organization_settings (
         constraint status_known check (status in ('active', 'limited', 'expired', 'suspended')),
     status_since timestamptz not null default now(),
     mode text constraint organization_mode_known check (mode in ('enforce', 'log_only', 'off')),
-    mode_until timestamptz
+    mode_until timestamptz,
+    requests_per_minute integer                -- over all its users and keys; null: as for everyone
+        constraint own_requests_positive check (requests_per_minute > 0)
 );
 
 -- A contract that differs from the plan, for one token type.
@@ -128,6 +133,48 @@ create table public.tokenlib_staff (
     grants_per_day bigint not null default 0,
     created_at timestamptz not null default now()
 );
+
+-- Keys of the HTTP API. Of the secret only an HMAC is kept, by a pepper that the database never sees.
+create table public.ai_token_api_keys (
+    id uuid primary key,
+    organization_id uuid,                      -- null: every organization
+    name text not null constraint key_name_length check (length(name) between 1 and 100),
+    start text not null,                       -- what the key begins with, to know it by
+    digest bytea not null unique,
+    old_digest bytea unique,                   -- from before the last rotation, good until old_until
+    old_until timestamptz,
+    scopes text[] not null constraint scopes_known check (cardinality(scopes) > 0
+        and scopes <@ array['check', 'spend', 'read', 'admin', 'metrics']),
+    owner_id uuid not null,                    -- the staff person whom its `admin` acts as
+    -- Its own limits, null is off; and whether the limits of users hold for what it sends.
+    requests_per_minute integer constraint key_requests_positive check (requests_per_minute > 0),
+    seconds_between_requests numeric
+        constraint key_seconds_positive check (seconds_between_requests > 0),
+    tokens_per_request bigint constraint key_tokens_positive check (tokens_per_request > 0),
+    limit_users boolean not null default false,
+    created_at timestamptz not null,
+    expires_at timestamptz,
+    last_used_at timestamptz,                  -- to the minute
+    revoked_at timestamptz
+);
+
+-- What the API did under an Idempotency-Key, with its first answer. Kept for a week: what was charged
+-- is then still protected by the keys in the books.
+create table public.ai_token_api_requests (
+    organization_id uuid not null,             -- the zero UUID: for everyone
+    caller_id uuid not null,                   -- a person, or an API key
+    idempotency_key text not null,
+    request_hash bytea not null,
+    verb text not null,
+    subject_id uuid,
+    answer jsonb not null,
+    created_at timestamptz not null,
+    primary key (organization_id, caller_id, idempotency_key)
+);
+create index api_requests_by_time on public.ai_token_api_requests (created_at);
+create index api_requests_by_caller on public.ai_token_api_requests (caller_id, created_at);
+create index api_requests_by_organization on public.ai_token_api_requests
+    (organization_id, created_at);
 
 -- The books ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,19 @@
+-- The door of the HTTP API: who calls comes first, and the function decides what they may.
+
+-- name: write
+select (w.a).*, w.window_name, w.window_allowed, w.window_left, w.window_ends_after
+from tokenlib.api_write(%(caller)s, %(verb)s, %(organization_id)s, %(user_id)s, %(key)s, %(hash)s,
+    %(args)s, %(mode)s) as w
+
+-- name: can_use
+select * from tokenlib.api_can_use(%(caller)s, %(organization_id)s, %(user_id)s, %(feature)s,
+    %(units)s, %(mode)s)
+
+-- name: balances
+select * from tokenlib.api_balances(%(caller)s, %(organization_id)s, %(token_type)s)
+
+-- name: keys
+select * from tokenlib.api_keys(%(caller)s)
+
+-- name: authenticate
+select * from tokenlib.authenticate_key(%(digest)s)
