@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +23,7 @@ from psycopg.conninfo import make_conninfo
 from tokenlib.cluster import PORT as SERVER_PORT
 from tokenlib.embedded import Embedded
 
+PAGE = Path(__file__).parents[2] / "docs" / "deploy.md"
 PORT = "6432"
 ROLES = ("postgres", "tokenlib_owner", "tokenlib_service")
 
@@ -88,6 +91,14 @@ def program() -> str:
     return found
 
 
+def documented() -> dict[str, str]:
+    """The settings that the page about deploying tells operators to make."""
+    [block] = re.findall(r"^```ini\n(.+?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    page = configparser.ConfigParser()
+    page.read_string(block)
+    return dict(page["pgbouncer"])
+
+
 @contextmanager
 def running(
     server: Embedded, *, behind: Path | None = None, **settings: object
@@ -95,7 +106,7 @@ def running(
     """Before a server, with settings besides; or before what listens for it in another folder."""
     folder = Path(tempfile.mkdtemp(prefix="pgbouncer-"))
     words = {
-        "pool_mode": "transaction",
+        **documented(),
         "listen_addr": "",
         "listen_port": PORT,
         "unix_socket_dir": folder,

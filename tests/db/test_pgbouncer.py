@@ -335,7 +335,7 @@ def test_a_server_that_was_away_is_found_again_soon(
 ) -> None:
     server = token_database.server.data_dir / "run" / f".s.PGSQL.{PORT}"
     with Proxy(server) as proxy, ThreadPoolExecutor(1) as thread:
-        pgbouncer = pooler(2, behind=proxy.folder, server_login_retry=1)
+        pgbouncer = pooler(2, behind=proxy.folder)
         with gate(pgbouncer.url(token_database.url()), PATIENT) as tokens:
             tokens.database.check()
             proxy.cut = lambda _request: True
