@@ -6,8 +6,12 @@ that settles.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 PERIOD = timedelta(days=30)
 NEVER = datetime.max.replace(tzinfo=UTC)
@@ -35,6 +39,7 @@ class Part:
 class Hold:
     tokens: int
     expires: datetime
+    waived: int = 0
     drawn: list[tuple[Part, int]] | None = None
 
 
@@ -50,9 +55,25 @@ class Wallet:
     holds: list[Hold] = field(default_factory=list)
     used: int = 0
     pending: int = 0  # charged since the set of grants last changed
+    # Charges: log, tokens, waived. Events: kind, when, changes of balance, of reserved and of used.
+    entries: Counter[tuple[Any, ...]] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.begin_period()
+        self.now = self.start
+        with self.entry("opening", self.start):
+            self.begin_period()
+
+    @property
+    def figures(self) -> tuple[int, int, int]:
+        return self.balance, self.reserved, self.used
+
+    @contextmanager
+    def entry(self, kind: str, effective: datetime) -> Iterator[None]:
+        """What happens inside is one entry of the books."""
+        before = self.figures
+        yield
+        changes = (now - then for now, then in zip(self.figures, before, strict=True))
+        self.entries[(kind, effective, *changes)] += 1
 
     @property
     def reserved(self) -> int:
@@ -113,20 +134,27 @@ class Wallet:
         """Let everything happen that is due at `now`, in the order of its times."""
         while (due := self.next_due()) <= now:
             for hold in [hold for hold in self.holds if hold.expires == due]:
-                self.end_hold(hold, hold.tokens)
+                with self.entry("hold_expired", due):
+                    self.end_hold(hold, hold.tokens)
             for part in [part for part in self.parts if part.expires == due]:
-                self.change_of_grants()
-                self.parts.remove(part)
+                if not part.is_allowance:
+                    self.change_of_grants()
+                    with self.entry("grant_expired", due):
+                        self.parts.remove(part)
             if self.start + PERIOD == due:
                 self.change_of_grants()
-                self.start, self.used = due, 0
-                for part in self.parts:
-                    part.used_before = part.used
-                self.begin_period()
+                with self.entry("refresh", due):
+                    self.start, self.used = due, 0
+                    self.parts = [part for part in self.parts if not part.is_allowance]
+                    for part in self.parts:
+                        part.used_before = part.used
+                    self.begin_period()
             for part in [part for part in self.scheduled if part.effective == due]:
                 self.change_of_grants()
-                self.scheduled.remove(part)
-                self.parts.append(part)
+                with self.entry("grant", due):
+                    self.scheduled.remove(part)
+                    self.parts.append(part)
+        self.now = now
 
     def next_due(self) -> datetime:
         return min(
@@ -137,43 +165,134 @@ class Wallet:
             NEVER,
         )
 
-    def grant(self, part: Part, now: datetime) -> None:
-        if part.effective > now:
-            self.scheduled.append(part)
+    def charge(self, tokens: int, waived: int = 0) -> None:
+        self.pending += tokens
+        self.used += tokens
+        self.entries["log", tokens, waived] += 1
+
+    def hold(self, hold: Hold) -> None:
+        with self.entry("reserve", self.now):
+            self.holds.append(hold)
+
+    def charge_hold(self, hold: Hold, tokens: int, waived: int = 0) -> None:
+        self.end_hold(hold, hold.tokens - tokens)
+        self.used += tokens
+        self.entries["log", tokens, waived] += 1
+
+    def release(self, hold: Hold) -> None:
+        with self.entry("release", self.now):
+            self.end_hold(hold, hold.tokens)
+
+    def grant(self, part: Part) -> None:
+        if part.effective > self.now:
+            with self.entry("grant_scheduled", part.effective):
+                self.scheduled.append(part)
         else:
             self.change_of_grants()
-            self.parts.append(part)
+            with self.entry("grant", self.now):
+                self.parts.append(part)
 
     def top_up(self, needed: int) -> None:
         if self.allowance is None and self.balance < needed:
             block = max(BLOCK, needed - self.balance)
             part = next(part for part in self.parts if part.is_allowance)
-            part.amount += block
-            part.left += block
+            with self.entry("top_up", self.now):
+                part.amount += block
+                part.left += block
 
     def change_plan(self, allowance: int | None) -> None:
         """The new allowance less what this period has used of it."""
         self.change_of_grants()
         part = next(part for part in self.parts if part.is_allowance)
-        part.amount = part.used + BLOCK if allowance is None else allowance
-        part.left = max(0, part.amount - part.used)
-        self.allowance = allowance
+        with self.entry("plan_change", self.now):
+            part.amount = part.used + BLOCK if allowance is None else allowance
+            part.left = max(0, part.amount - part.used)
+            self.allowance = allowance
 
-    def refund(self, tokens: int, charged: datetime, now: datetime) -> None:
-        left = tokens
-        if charged >= self.start:
-            self.used -= tokens
-            take = min(self.pending, left)
-            self.pending -= take
-            left -= take
+    def refund(self, tokens: int, charged: datetime) -> None:
+        with self.entry("refund", self.now):
+            left = tokens
+            if charged >= self.start:
+                self.used -= tokens
+                left = self._give_to_what_was_burnt_last(tokens)
             if left:
                 self.change_of_grants()
-            for part in reversed(self.in_burn_order()):
-                held = sum(n for hold in self.holds for p, n in hold.drawn or () if p is part)
-                take = min(part.used - part.used_before - held, left)
-                if take > 0 and part.used <= part.amount:
-                    part.used -= take
-                    part.left += take
-                    left -= take
+                self.parts.append(Part(left, self.now, self.now, self.now + PERIOD))
+
+    def _give_to_what_was_burnt_last(self, tokens: int) -> int:
+        """What found no room."""
+        take = min(self.pending, tokens)
+        self.pending -= take
+        left = tokens - take
         if left:
-            self.grant(Part(left, now, now, now + PERIOD), now)
+            self.change_of_grants()
+        for part in reversed(self.in_burn_order()):
+            held = sum(n for hold in self.holds for p, n in hold.drawn or () if p is part)
+            take = min(part.used - part.used_before - held, left)
+            if take > 0 and part.used <= part.amount:
+                part.used -= take
+                part.left += take
+                left -= take
+        return left
+
+
+@dataclass
+class Verdict:
+    """What a request came to: a refusal by its rule, or who pays what."""
+
+    rule: str | None
+    payer: Wallet
+    tokens: int
+    waived: int
+
+
+@dataclass
+class Account:
+    """One organization with one member: its wallets, who is paused, and the switch."""
+
+    wallets: dict[str, Wallet]
+    now: datetime
+    status: str = "active"
+    paused: bool = False
+    mode: str | None = None  # of the organization; None: nobody set one
+    mode_until: datetime = NEVER
+    mode_of_all: str = "enforce"
+    mode_of_all_until: datetime = NEVER
+    refusals: Counter[str] = field(default_factory=Counter)
+
+    def move(self, now: datetime) -> None:
+        self.now = now
+        for wallet in self.wallets.values():
+            wallet.at(now)
+
+    def switch(self) -> str:
+        if self.mode is not None and self.mode_until > self.now:
+            return self.mode
+        return self.mode_of_all if self.mode_of_all_until > self.now else "enforce"
+
+    def ask(self, token_type: str, cost: int) -> Verdict:
+        """May it, and who pays? A refusal is on the books also where the switch lets it through."""
+        own, shared = self.wallets[token_type], self.wallets.get("shared")
+        mode, payer, rule = self.switch(), own, None
+        if mode != "off":
+            if self.status in ("limited", "expired"):
+                rule = "payment_failed"
+            elif self.status == "suspended":
+                rule = "organization_paused"
+            elif self.paused:
+                rule = "user_paused"
+            elif own.allowance == 0:
+                rule = "feature_not_in_plan"
+            elif own.allowance is None:
+                if mode == "enforce":
+                    own.top_up(cost)
+            elif own.balance < cost:
+                if shared is not None and shared.balance >= cost:
+                    payer = shared
+                else:
+                    rule = "insufficient_tokens"
+        if rule is not None:
+            self.refusals[rule] += 1
+        if mode == "enforce":
+            return Verdict(rule, payer, cost, 0)
+        return Verdict(None, payer, 0, cost)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
@@ -14,20 +16,23 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     consumes,
     initialize,
+    invariant,
     multiple,
     precondition,
     rule,
     run_state_machine_as_test,
 )
 
-from tests.db.books_model import NEVER, PERIOD, Hold, Part, Wallet
+from tests.db.books_model import NEVER, PERIOD, Account, Hold, Part, Verdict, Wallet
 from tokenlib import (
-    InsufficientTokens,
+    NothingToRefund,
+    Refused,
     Reservation,
     ReservationOver,
     Tokens,
     Usage,
 )
+from tokenlib.domain import Mode, OrganizationStatus
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -55,6 +60,22 @@ COSTS = {
 FEATURES = st.sampled_from(["generate_goal", "generate_insight"] * 3 + ["forecast_revenue"])
 TYPES = st.sampled_from(["goal_generation"] * 5 + ["forecast", "shared"])
 STEPS = [HOUR / 12, HOUR, DAY, 2 * DAY, 10 * DAY, 2 * PERIOD]
+WHY = {"actor": "an operator", "reason": "a drill"}
+
+# Every wallet as it stands, without a touch that would settle it.
+AS_IT_STANDS = """
+select token_type, balance, reserved, total_used, total_allocated, period_start, refresh_date,
+    due_at <= %(now)s as stale
+from ai_tokens where organization_id = %(id)s and token_type = any(%(types)s)
+"""
+ENTRIES = """
+select token_type, 'log', null, tokens_deducted, tokens_waived, null, 1, null
+from ai_token_usage_log where organization_id = %(id)s
+union all
+select token_type, kind, effective_at, balance_change, reserved_change, used_change,
+    coalesce((data ->> 'periods')::int, 1), actor
+from ai_token_events where organization_id = %(id)s
+"""
 
 
 class Books(RuleBasedStateMachine):
@@ -69,51 +90,51 @@ class Books(RuleBasedStateMachine):
     @initialize(plan=st.sampled_from(sorted(ALLOWANCES)))
     def begin(self, plan: str) -> None:
         self.stop_clock(START)
+        self.tokens.set_mode("enforce", until=None, **WHY)
         self.organization = self.tokens.create_organization("Model", plan)
         self.user = self.tokens.add_member(self.organization, "A member", "member@example.org")
         self.plan = plan
-        self.wallets = {
-            token_type: Wallet(allowance, self.now)
-            for token_type, allowance in ALLOWANCES[plan].items()
-        }
+        self.account = Account(
+            {
+                token_type: Wallet(allowance, START)
+                for token_type, allowance in ALLOWANCES[plan].items()
+            },
+            START,
+        )
+        self.wallets = self.account.wallets
         self.held: dict[UUID, tuple[Wallet, Hold, str]] = {}  # its key
         self.charges: dict[UUID, tuple[datetime, str, int]] = {}  # when, key, units asked
         for life in (HOUR, 2 * DAY, None):
-            self.grant("goal_generation", 4, None, life)
+            self.grant("goal_generation", 4, "gift", None, life)
+        self.grant("shared", 9, "purchase", None, None)
 
     def stop_clock(self, moment: datetime) -> None:
-        self.now = moment
         self.owner.execute("update tokenlib.test_clock set stopped_at = %s", (moment,))
 
     def move(self, moment: datetime) -> None:
         self.stop_clock(moment)
-        for wallet in self.wallets.values():
-            wallet.at(moment)
+        self.account.move(moment)
 
     def tick(self) -> datetime:
         """Every verb comes a second after the one before it."""
-        self.move(self.now + SECOND)
-        return self.now
+        self.move(self.account.now + SECOND)
+        return self.account.now
 
-    def payer(self, feature: str, units: int) -> Wallet | None:
-        """The wallet that pays, if any does."""
+    def ask(self, feature: str, units: int) -> Verdict:
         token_type, cost = COSTS[feature]
-        own, shared = self.wallets[token_type], self.wallets.get("shared")
-        own.top_up(cost * units)
-        payers = (wallet for wallet in (own, shared) if wallet is not None)
-        return next((wallet for wallet in payers if wallet.balance >= cost * units), None)
+        return self.account.ask(token_type, cost * units)
 
     # Time
 
     @rule(step=st.sampled_from(STEPS))
     def wait(self, step: timedelta) -> None:
-        self.move(self.now + step)
+        self.move(self.account.now + step)
 
     @rule(early=st.integers(0, 2))
     def wait_for_what_is_due_next(self, early: int) -> None:
         """The next verb comes just after a boundary, exactly at it, or just before."""
         due = min(wallet.next_due() for wallet in self.wallets.values())
-        self.move(max(self.now, due - early * SECOND))
+        self.move(max(self.account.now, due - early * SECOND))
 
     # Verbs
 
@@ -124,17 +145,18 @@ class Books(RuleBasedStateMachine):
     @rule(target=usages, feature=FEATURES, units=st.integers(1, 9))
     def deduct(self, feature: str, units: int) -> object:
         now = self.tick()
-        payer = self.payer(feature, units)
+        verdict = self.ask(feature, units)
         request = (self.organization, self.user, feature, units)
-        if payer is None:
-            with pytest.raises(InsufficientTokens):
+        if verdict.rule is not None:
+            with pytest.raises(Refused) as refused:
                 self.tokens.deduct_tokens(*request, idempotency_key=str(now))
+            assert refused.value.rule == verdict.rule
             return multiple()
         usage = self.tokens.deduct_tokens(*request, idempotency_key=str(now))
-        payer.pending += usage.tokens_deducted
-        payer.used += usage.tokens_deducted
-        assert usage.tokens_deducted == COSTS[feature][1] * units
-        assert usage.remaining_balance == payer.balance
+        verdict.payer.charge(verdict.tokens, verdict.waived)
+        assert self.wallets[usage.token_type] is verdict.payer
+        assert (usage.tokens_deducted, usage.tokens_waived) == (verdict.tokens, verdict.waived)
+        assert usage.remaining_balance == verdict.payer.balance
         self.charges[usage.id] = now, str(now), units
         return usage
 
@@ -146,17 +168,20 @@ class Books(RuleBasedStateMachine):
     )
     def reserve(self, feature: str, units: int, life: timedelta) -> object:
         now = self.tick()
-        payer = self.payer(feature, units)
+        verdict = self.ask(feature, units)
         request = (self.organization, self.user, feature, units)
-        if payer is None:
-            with pytest.raises(InsufficientTokens):
+        if verdict.rule is not None:
+            with pytest.raises(Refused) as refused:
                 self.tokens.reserve(*request, idempotency_key=str(now))
+            assert refused.value.rule == verdict.rule
             return multiple()
         reservation = self.tokens.reserve(*request, idempotency_key=str(now), hold_for=life)
-        hold = Hold(reservation.tokens, now + life)
-        payer.holds.append(hold)
-        self.held[reservation.id] = payer, hold, str(now)
-        assert reservation.remaining_balance == payer.balance
+        hold = Hold(verdict.tokens, now + life, verdict.waived)
+        verdict.payer.hold(hold)
+        self.held[reservation.id] = verdict.payer, hold, str(now)
+        assert self.wallets[reservation.token_type] is verdict.payer
+        assert reservation.tokens == verdict.tokens
+        assert reservation.remaining_balance == verdict.payer.balance
         return reservation
 
     @rule(target=usages, reservation=consumes(holds), part=st.integers(1, 3))
@@ -169,9 +194,10 @@ class Books(RuleBasedStateMachine):
                 self.tokens.deduct(reservation, units)
             return multiple()
         usage = self.tokens.deduct(reservation, units)
-        wallet.end_hold(hold, hold.tokens - usage.tokens_deducted)
-        wallet.used += usage.tokens_deducted
-        assert usage.tokens_deducted == COSTS[reservation.feature][1] * units
+        cost = COSTS[reservation.feature][1] * units
+        tokens, waived = (0, cost) if hold.waived else (cost, 0)
+        wallet.charge_hold(hold, tokens, waived)
+        assert (usage.tokens_deducted, usage.tokens_waived) == (tokens, waived)
         assert usage.remaining_balance == wallet.balance
         self.charges[usage.id] = now, key, reservation.units
         return usage
@@ -182,17 +208,21 @@ class Books(RuleBasedStateMachine):
         wallet, hold, _ = self.held[reservation.id]
         if hold in wallet.holds:
             self.tokens.release(reservation)
-            wallet.end_hold(hold, hold.tokens)
+            wallet.release(hold)
         else:
             with pytest.raises(ReservationOver):
                 self.tokens.release(reservation)
 
     @rule(usage=consumes(usages))
     def refund(self, usage: Usage) -> None:
-        now = self.tick()
+        self.tick()
         charged, _, _ = self.charges[usage.id]
+        if usage.tokens_waived:
+            with pytest.raises(NothingToRefund):
+                self.tokens.refund(usage, "drill")
+            return
         back = self.tokens.refund(usage, "drill")
-        self.wallets[usage.token_type].refund(usage.tokens_deducted, charged, now)
+        self.wallets[usage.token_type].refund(usage.tokens_deducted, charged)
         assert back.remaining_balance == self.wallets[usage.token_type].balance
 
     @rule(usage=usages)
@@ -207,21 +237,53 @@ class Books(RuleBasedStateMachine):
     @rule(
         token_type=TYPES,
         amount=st.integers(1, 12),
+        kind=st.sampled_from(["purchase", "gift", "adjustment"]),
         ahead=st.sampled_from([None, None, HOUR / 12, DAY, 10 * DAY]),
         life=st.sampled_from([None, HOUR / 6, 2 * DAY, 12 * DAY, 50 * DAY]),
     )
     def grant(
-        self, token_type: str, amount: int, ahead: timedelta | None, life: timedelta | None
+        self,
+        token_type: str,
+        amount: int,
+        kind: Literal["purchase", "gift", "adjustment"],
+        ahead: timedelta | None,
+        life: timedelta | None,
     ) -> None:
         now = self.tick()
         effective = now + ahead if ahead else now
         expires = effective + life if life else None
-        self.tokens.grant(
-            self.organization, token_type, amount, effective_at=effective, expires_at=expires
-        )
+        request = (self.organization, token_type, amount)
+        self.tokens.grant(*request, kind=kind, effective_at=effective, expires_at=expires)
         if token_type not in self.wallets:
             self.wallets[token_type] = Wallet(0, now, has_allowance=False)
-        self.wallets[token_type].grant(Part(amount, now, effective, expires or NEVER), now)
+        self.wallets[token_type].grant(Part(amount, now, effective, expires or NEVER))
+
+    # What lets or refuses
+
+    @rule(status=st.sampled_from(["active"] * 3 + ["limited", "expired", "suspended"]))
+    def set_status(self, status: OrganizationStatus) -> None:
+        self.tick()
+        self.tokens.set_status(self.organization, status, **WHY)
+        self.account.status = status
+
+    @rule(paused=st.sampled_from([False, False, True]))
+    def pause_user(self, paused: bool) -> None:
+        self.tick()
+        self.tokens.pause_user(self.organization, self.user, paused, **WHY)
+        self.account.paused = paused
+
+    @rule(
+        mode=st.sampled_from(["log_only", "log_only", "off", "enforce"]),
+        everyone=st.booleans(),
+        life=st.sampled_from([HOUR / 12, DAY, None]),
+    )
+    def switch(self, mode: Mode, everyone: bool, life: timedelta | None) -> None:
+        until = self.tick() + life if life else None
+        self.tokens.set_mode(mode, None if everyone else self.organization, until=until, **WHY)
+        if everyone:
+            self.account.mode_of_all, self.account.mode_of_all_until = mode, until or NEVER
+        else:
+            self.account.mode, self.account.mode_until = mode, until or NEVER
 
     @precondition(lambda self: self.charges)
     @rule(plan=st.sampled_from(sorted(ALLOWANCES)), outside=st.booleans())
@@ -256,23 +318,53 @@ class Books(RuleBasedStateMachine):
             for wallet in self.tokens.get_all_token_balances(self.organization)
             if wallet.token_type in self.wallets
         }
-        assert found == {
-            token_type: (
-                wallet.balance,
-                wallet.reserved,
-                wallet.used,
-                wallet.balance + wallet.reserved + wallet.used,
-                wallet.start,
-                wallet.start + PERIOD,
-            )
-            for token_type, wallet in self.wallets.items()
+        assert found == {token_type: figures(w) for token_type, w in self.wallets.items()}
+
+    @invariant()
+    def every_figure_and_entry(self) -> None:
+        """As they stand: a wallet that something waits for has a part of its entries, no other."""
+        params = {
+            "id": self.organization,
+            "now": self.account.now,
+            "types": list(self.wallets),
         }
+        entries = {token_type: Counter[tuple[Any, ...]]() for token_type in self.wallets}
+        for token_type, kind, at, *changes, periods, actor in self.owner.execute(ENTRIES, params):
+            assert actor in ("system", "api", str(self.user), WHY["actor"], None)
+            if token_type not in self.wallets:
+                continue
+            if kind == "log":
+                entries[token_type][("log", *changes[:2])] += 1
+                continue
+            entries[token_type][(kind, at, *changes)] += 1
+            for later in range(1, periods):  # idle periods are skipped in one step
+                entries[token_type][(kind, at + later * PERIOD, 0, 0, 0)] += 1
+        for token_type, *found, stale in self.owner.execute(AS_IT_STANDS, params):
+            wallet = self.wallets[token_type]
+            if stale:
+                assert entries[token_type] <= wallet.entries
+            else:
+                assert entries[token_type] == wallet.entries
+                assert tuple(found) == figures(wallet)
+        refusals = self.owner.execute(
+            "select rule, sum(count)::int from ai_token_refusals where organization_id = %s"
+            " group by rule",
+            (self.organization,),
+        )
+        assert dict(refusals.fetchall()) == dict(self.account.refusals)
 
     def teardown(self) -> None:
         if hasattr(self, "organization"):
             self.look(refresh=False)
+            self.every_figure_and_entry()
             verified = self.tokens.verify(self.organization)
             assert verified.closed, verified.problems
+
+
+def figures(wallet: Wallet) -> tuple[object, ...]:
+    balance, reserved, used = wallet.figures
+    allocated = balance + reserved + used
+    return balance, reserved, used, allocated, wallet.start, wallet.start + PERIOD
 
 
 @pytest.mark.timeout(600)  # room to shrink what it finds
