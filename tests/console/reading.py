@@ -18,6 +18,12 @@ def plain(database: TestDatabase, statement: str, *values: object) -> list[tuple
         return owner.execute(statement, values).fetchall()
 
 
+def parameter(app: AppTest, name: str) -> str:
+    """A parameter of the address; empty when it is not there."""
+    value = app.query_params.get(name, "")
+    return value if isinstance(value, str) else value[0]
+
+
 def table(app: AppTest, column: str) -> pd.DataFrame:
     """The first table that has this column."""
     found: pd.DataFrame = next(

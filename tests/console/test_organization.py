@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,13 +15,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.console.conftest import copied
-from tests.console.opening import Open, open_alone, open_page, texts
+from tests.console.opening import Open, open_alone, open_page, press, texts
+from tests.console.reading import parameter
 from tokenlib import demo
 from tokenlib.config import Settings
-from tokenlib.console import exporting, process
+from tokenlib.console import entries, exporting, process, refused
 from tokenlib.db import Database
 from tokenlib.embedded import Embedded
 from tokenlib.errors import Refused
+from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
@@ -43,6 +46,13 @@ def table(app: AppTest, column: str) -> pd.DataFrame:
         frame.value for frame in app.dataframe if column in frame.value.columns
     )
     return frame
+
+
+def shown(app: AppTest) -> list[list[object]]:
+    """The entries that the ledger shows."""
+    names = ["created_at", "token_type", "kind", "balance_change", "balance_after"]
+    rows: list[list[object]] = table(app, "balance_after")[names].to_numpy().tolist()
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +87,7 @@ def told(token_server: Embedded, world: str) -> Iterator[tuple[Tokens, TestDatab
         tokens.reserve(organization, user, "generate_goal")
         with suppress(Refused):
             tokens.deduct_tokens(EMPTY.organization_id, EMPTY.user_id, "generate_goal")
+        clock.advance(timedelta(minutes=1))  # no limit on the pace refuses what is tried now
         yield tokens, database
 
 
@@ -179,12 +190,37 @@ def test_a_moment_before_the_books_says_so(seen: TestDatabase) -> None:
     assert "this wallet was not open yet" in texts(app)
 
 
+def test_a_moment_in_the_link_is_that_of_the_reader(seen: TestDatabase) -> None:
+    past = TestClock(seen).now() - timedelta(hours=2)
+    local = past.astimezone(ZoneInfo("Europe/Rome"))
+    app = of(HEALTHY, story="Goal generation", at=f"{local:%Y-%m-%dT%H:%M}")
+    assert app.table[0].value.iloc[-1, 0] == "**17**"
+
+
 def test_refusals_name_the_rule_and_its_numbers(seen: TestDatabase) -> None:
     app = of(EMPTY, view="Refusals")
     rows = table(app, "because")
     assert rows[["user", "feature", "rule", "because", "count"]].to_numpy().tolist() == [
         ["empty user", "Generate a quest", "Not enough tokens", "needed 3, had 2", 1]
     ]
+
+
+def test_the_refusal_that_is_answered_stands_in_the_url(
+    console: Open, tokens: Tokens, token_clock: TestClock
+) -> None:
+    for feature in ("generate_goal", "forecast_revenue"):
+        with suppress(Refused):
+            tokens.deduct_tokens(EMPTY.organization_id, EMPTY.user_id, feature, 99)
+        token_clock.advance(timedelta(minutes=2))
+    reports = Reports(tokens.database)
+    now = reports.now()
+    rows = reports.refusals(now - timedelta(hours=1), now, EMPTY.organization_id)
+    assert len(rows) == 2
+    for row in rows:
+        app = of(EMPTY, view="Refusals", refusal=refused.name(row))
+        assert tokens.catalog().features[row.feature].title in app.code[0].value
+    latest = of(EMPTY, view="Refusals", refusal="x").code[0].value
+    assert tokens.catalog().features[rows[0].feature].title in latest
 
 
 def test_the_reply_is_plain_and_in_the_customers_time_zone(seen: TestDatabase) -> None:
@@ -213,9 +249,13 @@ def test_could_this_person_do_this_now(
     seen: TestDatabase, scenario: demo.Scenario, feature: str, said: str
 ) -> None:
     app = of(scenario, view="Refusals")
-    app.selectbox(key="verdict_user").set_value(scenario.user_id)
-    app.selectbox(key="verdict_feature").set_value(feature).run()
+    app.selectbox(key="who_choice").set_value(scenario.user_id)
+    app.selectbox(key="what").set_value(feature).run()
     assert said in texts(app)
+    assert parameter(app, "who") == str(scenario.user_id)
+    again = of(scenario, view="Refusals", who=str(scenario.user_id), what="Analyze strategy")
+    assert again.selectbox(key="who_choice").value == scenario.user_id
+    assert again.selectbox(key="what").value == "analyze_strategy"
     with seen.connect() as owner:
         row = owner.execute("select count(*) from ai_token_refusals").fetchone()
     assert row == (1,)  # to ask leaves no trace
@@ -270,6 +310,109 @@ def test_the_ledger_is_that_of_the_books(seen: TestDatabase) -> None:
         ["Charge", "Generate leads", -5, 45]
     ]
     assert "No entry matches" in texts(of(HEALTHY, view="Ledger", up_to="2020-01-01"))
+    assert "No entry matches" in texts(of(HEALTHY, view="Ledger", **{"from": "2030-01-01"}))
+
+
+def test_the_ledger_of_one_person_has_a_link(seen: TestDatabase) -> None:
+    app = of(HEALTHY, view="Ledger", person=str(HEALTHY.colleague_id))
+    with seen.connect() as owner:
+        charged = owner.execute(
+            "select sum(tokens_deducted) from ai_token_usage_log where user_id = %s",
+            (HEALTHY.colleague_id,),
+        ).fetchone()
+    rows = table(app, "balance_after")
+    charges = rows[rows["kind"] == "Charge"]
+    assert set(charges["actor"]) == {"healthy colleague"}
+    assert charged == (int(charges["used_change"].sum()),)
+    assert set(rows["kind"]) == {"Charge", "Refund"}  # what was given back to them is theirs too
+    for nobody in ("x", str(uuid.UUID(int=0)), str(demo.SCENARIOS["low"].user_id)):
+        assert len(table(of(HEALTHY, view="Ledger", person=nobody), "kind")) > len(rows)
+
+
+def test_a_day_of_the_ledger_is_a_day_of_the_reader(seen: TestDatabase) -> None:
+    now = TestClock(seen).now()
+    for zone in ("Europe/Rome", "Asia/Tokyo", "America/Los_Angeles"):
+        today = now.astimezone(ZoneInfo(zone)).date()
+        with seen.connect() as owner:
+            wanted = owner.execute(
+                "select count(*) from (select created_at, organization_id from ai_token_usage_log"
+                " union all select created_at, organization_id from ai_token_events) as e"
+                " where organization_id = %s and (created_at at time zone %s)::date = %s",
+                (HEALTHY.organization_id, zone, today),
+            ).fetchone()
+        app = open_page(
+            PAGE,
+            timezone=zone,
+            id=str(HEALTHY.organization_id),
+            view="Ledger",
+            up_to=today.isoformat(),
+            **{"from": today.isoformat()},
+        )
+        assert wanted == (len(table(app, "balance_after")),)
+
+
+def test_the_ledger_turns_its_pages_in_the_url(
+    seen: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = shown(of(HEALTHY, view="Ledger"))
+    monkeypatch.setattr(entries, "ROWS", 3)
+    app, found = of(HEALTHY, view="Ledger"), []
+    while True:
+        found.append(shown(app))
+        if not [button for button in app.button if button.label == "Older"]:
+            break
+        place = parameter(app, "before")
+        press(app, "Older")
+        assert parameter(app, "before") != place
+    assert all(len(rows) == 3 for rows in found[:-1])
+    assert [row for rows in found for row in rows] == everything
+    linked = of(HEALTHY, view="Ledger", before=parameter(app, "before"))
+    assert shown(linked) == found[-1]
+    press(app, "Latest")
+    assert shown(app) == found[0]
+    assert "before" not in app.query_params
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["x", "~~~~", f"2026-01-01~general~1~1~{uuid.UUID(int=1)}"]
+    + [f"2026-01-01T00:00:00+00:00~general~{n}~1~{uuid.UUID(int=1)}" for n in ("-1", "9" * 40)],
+)
+def test_a_place_that_nobody_wrote_is_the_first_page(seen: TestDatabase, before: str) -> None:
+    assert shown(of(HEALTHY, view="Ledger", before=before)) == shown(of(HEALTHY, view="Ledger"))
+
+
+def test_what_staff_did_has_their_name_and_a_waived_charge_its_word(
+    console: Open, tokens: Tokens
+) -> None:
+    support = demo.PERSONAS["support"]
+    admin = demo.PERSONAS["admin"].user_id
+    tokens.staff_set_staff(admin, support.user_id, "support", 5, reason="goodwill")
+    tokens.staff_grant(support.user_id, LOW.organization_id, "general", 1, reason="goodwill")
+    tokens.staff_set_mode(admin, "off", None, until=None, reason="night")
+    tokens.deduct_tokens(LOW.organization_id, LOW.user_id, "generate_goal")
+    rows = table(of(LOW, view="Ledger"), "balance_after")
+    first = rows[["kind", "used_change", "waived"]].to_numpy().tolist()[0]
+    assert first == ["Charge, waived", 0, 3]
+    granted = rows[rows["kind"] == "Grant"]["actor"]
+    assert next(iter(granted)) == f"{support.name} (support)"
+    assert rows["waived"].isna().sum() == len(rows) - 1
+
+
+def test_the_exported_ledger_is_the_books(told: tuple[Tokens, TestDatabase]) -> None:
+    rows = Reports(told[0].database).ledger(HEALTHY.organization_id, limit=1000)
+    data = entries.frame(rows, {HEALTHY.user_id: "=healthy"})
+    lines = list(csv.DictReader(exporting.csv(data).decode("utf-8-sig").splitlines()))
+    with told[1].connect() as owner:
+        wanted = owner.execute(
+            "select id, created_at at time zone 'UTC' from ai_token_usage_log"
+            " where organization_id = %(id)s union all select id, created_at at time zone 'UTC'"
+            " from ai_token_events where organization_id = %(id)s",
+            {"id": HEALTHY.organization_id},
+        ).fetchall()
+    stored = {(str(one), f"{at.isoformat()}+00:00") for one, at in wanted}
+    assert {(line["id"], line["created_at"]) for line in lines} == stored
+    assert {"'=healthy", "System"} <= {line["actor_name"] for line in lines}
 
 
 def test_only_an_admin_is_offered_what_only_an_admin_may(seen: TestDatabase) -> None:

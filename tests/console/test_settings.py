@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.console.opening import Open, press, texts
+from tests.console.reading import parameter
 from tokenlib import demo
 from tokenlib.console import actions, limiting, pricing, process, staffing, switch
 from tokenlib.reports import Reports
@@ -238,8 +239,17 @@ def test_changes_are_narrowed_by_the_url_and_paged(console: Open, tokens: Tokens
     assert table["reason"].iloc[0] == "change 29"
     press(app, "Older")
     assert app.dataframe[0].value["reason"].tolist() == [f"change {n}" for n in range(4, -1, -1)]
-    press(app, "Newer")
+    linked = console(
+        "settings.py",
+        view="Changes",
+        action_filter="Set cost",
+        before=parameter(app, "before"),
+        actor=str(ADMIN),
+    )
+    assert linked.dataframe[0].value["reason"].tolist()[0] == "change 4"
+    press(app, "Latest")
     assert len(app.dataframe[0].value) == 25
+    assert "No change matches" in texts(console("settings.py", view="Changes", actor=str(SUPPORT)))
 
 
 def test_what_was_done_is_not_said_again_on_another_page(console: Open, tokens: Tokens) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, time, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
 import pandas as pd
 import streamlit as st
 
-from tokenlib.console import actions, exporting, tables
+from tokenlib.console import actions, address, exporting, tables
 from tokenlib.console.actions import Desk
 from tokenlib.domain import plain
 from tokenlib.reports.asking import MAX_ROWS
@@ -17,7 +19,6 @@ from tokenlib.reports.wallets import EntryRow
 
 ROWS = 50
 CLICK = "ledger_action"
-BEFORE = "ledger_before"
 KINDS = (
     "charge",
     "grant",
@@ -48,41 +49,63 @@ _FIELDS = [
 ]
 
 
+class Place(NamedTuple):
+    """An entry's place in the ledger, as it stands in the URL."""
+
+    created_at: datetime
+    token_type: str
+    log_position: int
+    event_position: int
+    id: UUID
+
+    @classmethod
+    def of(cls, row: EntryRow) -> Place:
+        """The place of an entry."""
+        return cls(row.created_at, row.token_type, row.log_position, row.event_position, row.id)
+
+
 def draw(desk: Desk) -> None:
     """The filters, one page of entries, the way to older ones, and the export."""
-    people = {row.user_id: row.user for row in desk.person.reports.members(desk.organization_id)}
-    ask = partial(desk.person.reports.ledger, desk.organization_id, **_filters(desk))
-    owner, before = st.session_state.get(BEFORE, (None, []))
-    if owner != desk.organization_id:
-        before = []
-    st.session_state[BEFORE] = (desk.organization_id, before)
-    rows = ask(limit=ROWS + 1, before=before[-1] if before else None)
-    if not rows:
+    people = names(desk)
+    ask = partial(desk.person.reports.ledger, desk.organization_id, **_filters(desk, people))
+    parts = address.place(address.moment, address.word, address.position, address.position, UUID)
+    place = Place(*parts) if parts else None
+    rows = ask(limit=ROWS + 1, before=place)
+    if rows:
+        _table(desk, rows[:ROWS], people)
+    else:
         st.caption("No entry matches. Clear a filter.")
-        return
-    names = {str(user): name for user, name in people.items()}
-    _table(desk, rows[:ROWS], names)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if before and st.button("Newer", icon=":material/arrow_back:", key="ledger_newer"):
-            before.pop()
-            st.rerun()
-        if len(rows) > ROWS and st.button(
-            "Older", icon=":material/arrow_forward:", key="ledger_older"
-        ):
-            before.append(rows[ROWS - 1])
-            st.rerun()
-        st.download_button(
-            "Export CSV",
-            data=lambda: exporting.csv(_frame(ask(limit=MAX_ROWS), names)),
-            file_name=f"ledger-{desk.organization_id}.csv",
-            mime="text/csv",
-            icon=":material/download:",
-            on_click="ignore",
-            help=f"What the filters leave, up to {MAX_ROWS:,} entries, times in UTC.",
-        )
+        address.pages("ledger", place, Place.of(rows[ROWS - 1]) if len(rows) > ROWS else None)
+        if rows:
+            st.download_button(
+                "Export CSV",
+                data=lambda: exporting.csv(frame(ask(limit=MAX_ROWS), people)),
+                file_name=f"ledger-{desk.organization_id}.csv",
+                mime="text/csv",
+                icon=":material/download:",
+                on_click="ignore",
+                help=f"What the filters leave, up to {MAX_ROWS:,} entries, times in UTC.",
+            )
 
 
-def _filters(desk: Desk) -> dict[str, Any]:
+def names(desk: Desk) -> dict[UUID, str]:
+    """Who can stand behind an entry here: the organization's people, then staff."""
+    reports = desk.person.reports
+    members = {row.user_id: row.user for row in reports.members(desk.organization_id)}
+    staff = {row.user_id: f"{row.full_name} ({row.role})" for row in reports.staff()}
+    return {**members, **{one: name for one, name in staff.items() if one not in members}}
+
+
+def who(row: EntryRow, people: Mapping[UUID, str]) -> str | None:
+    """Who caused an entry, by name where the id is known."""
+    try:
+        return people.get(UUID(row.actor or ""), row.actor)
+    except ValueError:
+        return "System" if row.actor == "system" else row.actor
+
+
+def _filters(desk: Desk, people: Mapping[UUID, str]) -> dict[str, Any]:
     context = desk.context
     with st.container(horizontal=True, vertical_alignment="bottom"):
         token_type = st.selectbox(
@@ -93,7 +116,7 @@ def _filters(desk: Desk) -> dict[str, Any]:
             bind="query-params",
             placeholder="Every type",
             format_func=context.token_type,
-            on_change=_first,
+            on_change=address.first_page,
             width=180,
         )
         kind = st.selectbox(
@@ -104,7 +127,7 @@ def _filters(desk: Desk) -> dict[str, Any]:
             bind="query-params",
             placeholder="Every entry",
             format_func=tables.word,
-            on_change=_first,
+            on_change=address.first_page,
             width=170,
         )
         feature = st.selectbox(
@@ -115,30 +138,41 @@ def _filters(desk: Desk) -> dict[str, Any]:
             bind="query-params",
             placeholder="Every feature",
             format_func=context.feature,
-            on_change=_first,
+            on_change=address.first_page,
             width=180,
         )
-        until = st.date_input(
-            "Up to",
-            value=None,
-            key="up_to",
-            bind="query-params",
-            format="DD/MM/YYYY",
-            on_change=_first,
-            width=150,
-            help="The end of this day, in your time zone.",
+        person = address.choice("Person", people, "person", placeholder="Everybody", width=170)
+        since, until = (
+            st.date_input(
+                label,
+                value=None,
+                key=key,
+                bind="query-params",
+                format="DD/MM/YYYY",
+                on_change=address.first_page,
+                width=140,
+                help="In your time zone, this day included.",
+            )
+            for label, key in (("From", "from"), ("Up to", "up_to"))
         )
-    end = until and datetime.combine(until + timedelta(days=1), time(), context.zone)
-    return {"token_type": token_type, "kind": kind, "feature": feature, "until": end}
+    return {
+        "token_type": token_type,
+        "kind": kind,
+        "feature": feature,
+        "user_id": person,
+        "since": since and _midnight(since, desk),
+        "until": until and _midnight(until + timedelta(days=1), desk),
+    }
 
 
-def _first() -> None:
-    st.session_state.pop(BEFORE, None)
+def _midnight(day: date, desk: Desk) -> datetime:
+    return datetime.combine(day, time(), desk.context.zone)
 
 
-def _table(desk: Desk, rows: list[EntryRow], names: dict[str, str]) -> None:
+def _table(desk: Desk, rows: Sequence[EntryRow], people: Mapping[UUID, str]) -> None:
     data = tables.frame(rows, _FIELDS, desk.context)
-    data["actor"] = [names.get(row.actor or "", row.actor) for row in rows]
+    data["actor"] = [who(row, people) for row in rows]
+    data["waived"] = [row.waived or None for row in rows]
     columns: dict[str, Any] = {
         "created_at": tables.time("When", desk.context.zone),
         "token_type": "Token type",
@@ -163,12 +197,13 @@ def _table(desk: Desk, rows: list[EntryRow], names: dict[str, str]) -> None:
         actions.ask("refund", desk.organization_id, rows[click["row"]].id)
 
 
-def _frame(rows: list[EntryRow], names: dict[str, str]) -> pd.DataFrame:
+def frame(rows: Sequence[EntryRow], people: Mapping[UUID, str]) -> pd.DataFrame:
+    """The entries as a file has them: as stored, times in UTC, with the name of who caused each."""
     lines = [
         {
             "id": str(row.id),
             **{name: plain(getattr(row, name)) for name in _FIELDS},
-            "actor_name": names.get(row.actor or ""),
+            "actor_name": who(row, people),
         }
         for row in rows
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC
 from typing import Any
 
 import streamlit as st
@@ -11,6 +12,10 @@ from tokenlib.console import format as fmt
 from tokenlib.console import ranges, reply, tables, verdict
 from tokenlib.console.actions import Desk
 from tokenlib.reports.refusals import RefusalRow
+
+REFUSAL = "refusal"
+"""The query parameter that says which refusal is answered."""
+CLICK = "refusal_reply"
 
 
 def draw(desk: Desk) -> None:
@@ -24,35 +29,43 @@ def draw(desk: Desk) -> None:
     zone = reply.choose_zone(desk)
     left, right = st.columns(2)
     if rows:
+        row = chosen(rows)
         with left, st.container(border=True, height="stretch"):
             st.markdown("**Why was it refused?**")
-            place = st.selectbox(
-                "Refusal",
-                range(len(rows)),
-                key="refusal",
-                format_func=lambda place: label(rows[place], desk),
-            )
-            reply.draw(desk, rows[place], rows[place].feature, zone)
+            st.markdown(label(row, desk))
+            reply.draw(desk, row, row.feature, zone)
     with right if rows else left, st.container(border=True, height="stretch"):
         asked = verdict.draw(desk)
         if asked is not None:
             reply.draw(desk, asked[1], asked[0], zone)
 
 
+def chosen(rows: Sequence[RefusalRow]) -> RefusalRow:
+    """The refusal that the URL names; the latest when it names none of these."""
+    named = st.query_params.get(REFUSAL)
+    return next((row for row in rows if name(row) == named), rows[0])
+
+
+def name(row: RefusalRow) -> str:
+    """A refusal in the URL. One line is one user, feature, rule and minute."""
+    return f"{row.first_at.astimezone(UTC).isoformat()}~{row.user_id}~{row.feature}~{row.rule}"
+
+
 def label(row: RefusalRow, desk: Desk) -> str:
     """A refusal in one line."""
     context = desk.context
-    return (
-        f"{context.time(row.last_at)} · {row.user} · {context.feature(row.feature)}"
-        f" · {tables.word(row.rule).lower()}"
+    why = "; ".join(part for part in (tables.word(row.rule).lower(), because(row)) if part)
+    return fmt.plain(
+        f"{context.time(row.last_at)} · {row.user} · {context.feature(row.feature)} · {why}"
     )
 
 
-def table(rows: list[RefusalRow], desk: Desk) -> None:
-    """Each refusal with the rule and the numbers that caused it."""
+def table(rows: Sequence[RefusalRow], desk: Desk) -> None:
+    """Each refusal with the rule and the numbers that caused it, and the way to its reply."""
     names = ["last_at", "user", "feature", "rule", "count"]
     data = tables.frame(rows, names, desk.context)
     data.insert(4, "because", [because(row) for row in rows])
+    data["action"] = "Reply"
     tables.show(
         data,
         {
@@ -62,9 +75,13 @@ def table(rows: list[RefusalRow], desk: Desk) -> None:
             "rule": "Why",
             "because": "Because",
             "count": tables.number("Times", note="Within one minute."),
+            "action": st.column_config.ButtonColumn("Action", key=CLICK),
         },
         "Refused requests with the rule and its numbers, the latest first",
     )
+    click = st.session_state.get(CLICK)
+    if click is not None and 0 <= click["row"] < len(rows):
+        st.query_params[REFUSAL] = name(rows[click["row"]])
 
 
 def because(row: RefusalRow) -> str:

@@ -140,6 +140,8 @@ def _value(row: Any, name: str, context: Context) -> Any:
             return context.token_type(value)
         case "feature":
             return value and context.feature(value)
+        case "kind" if value == "charge" and row.waived:
+            return "Charge, waived"
         case "rule" | "kind" | "action":
             return word(value)
     return round(value, 3) if isinstance(value, float) else value

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import partial
+from typing import NamedTuple
+from uuid import UUID
 
 import pandas as pd
 import streamlit as st
 
-from tokenlib.console import desk, exporting, links, tables
+from tokenlib.console import address, desk, exporting, links, tables
 from tokenlib.console.office import Office
 from tokenlib.reports.asking import MAX_ROWS
 from tokenlib.reports.settings import ChangeRow
@@ -31,13 +34,19 @@ ACTIONS = (
     "finding_settled",
     "erase_metadata",
 )
-_BEFORE = "trail_before"
 _CLICK = "trail_click"
+
+
+class Place(NamedTuple):
+    """A change's place among all, as it stands in the URL."""
+
+    created_at: datetime
+    id: UUID
 
 
 def draw(here: Office) -> None:
     """The filters, one page of changes, the way to older ones, and the export."""
-    people = {str(row.user_id): row.full_name for row in here.person.reports.staff()}
+    people = {row.user_id: row.full_name for row in here.person.reports.staff()}
     with st.container(horizontal=True, vertical_alignment="bottom"):
         action = st.selectbox(
             "What",
@@ -47,25 +56,18 @@ def draw(here: Office) -> None:
             bind="query-params",
             placeholder="Every change",
             format_func=tables.word,
-            on_change=_first,
+            on_change=address.first_page,
             width=190,
         )
-        actor = st.selectbox(
-            "Who",
-            list(people),
-            index=None,
-            key="actor_filter",
-            bind="query-params",
-            placeholder="Everybody",
-            format_func=people.__getitem__,
-            on_change=_first,
-            width=190,
-        )
-    before: list[ChangeRow] = st.session_state.setdefault(_BEFORE, [])
-    ask = partial(here.person.reports.changes, action=action, actor=actor)
-    rows = ask(limit=ROWS + 1, before=before[-1] if before else None)
+        actor = address.choice("Who", people, "actor", placeholder="Everybody", width=190)
+    parts = address.place(address.moment, UUID)
+    place = Place(*parts) if parts else None
+    by = None if actor is None else str(actor)
+    ask = partial(here.person.reports.changes, action=action, actor=by)
+    rows = ask(limit=ROWS + 1, before=place)
     if not rows:
         st.caption("No change matches. Clear a filter.")
+        address.pages("trail", place, None)
         return
     tables.show(
         frame(here, rows[:ROWS]),
@@ -83,14 +85,9 @@ def draw(here: Office) -> None:
     if click is not None and (chosen := rows[click["row"]].organization_id) is not None:
         links.organization(chosen)
     with st.container(horizontal=True):
-        if before and st.button("Newer", icon=":material/arrow_back:", key="trail_newer"):
-            before.pop()
-            st.rerun()
-        if len(rows) > ROWS and st.button(
-            "Older", icon=":material/arrow_forward:", key="trail_older"
-        ):
-            before.append(rows[ROWS - 1])
-            st.rerun()
+        last = rows[:ROWS][-1]
+        more = Place(last.created_at, last.id) if len(rows) > ROWS else None
+        address.pages("trail", place, more)
         st.download_button(
             "Export CSV",
             data=lambda: exporting.csv(frame(here, ask(limit=MAX_ROWS))),
@@ -109,7 +106,3 @@ def frame(here: Office, rows: Sequence[ChangeRow]) -> pd.DataFrame:
     data["effect"] = [desk.effect(row, here.context) for row in rows]
     data["reason"] = [row.reason for row in rows]
     return data
-
-
-def _first() -> None:
-    st.session_state.pop(_BEFORE, None)

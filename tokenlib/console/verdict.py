@@ -6,8 +6,8 @@ from uuid import UUID
 
 import streamlit as st
 
+from tokenlib.console import address, session, tables
 from tokenlib.console import format as fmt
-from tokenlib.console import session, tables
 from tokenlib.console.actions import Desk
 from tokenlib.domain import Verdict
 
@@ -24,22 +24,24 @@ def draw(desk: Desk) -> tuple[str, Verdict] | None:
         st.caption("Nobody belongs to this organization.")
         return None
     with st.grid(2, min_column_width=150):
-        user = st.selectbox(
-            "Person", list(members), key="verdict_user", format_func=members.__getitem__
-        )
+        user = address.choice("Person", members, "who")
         feature = st.selectbox(
             "AI feature",
             list(context.catalog.features),
-            key="verdict_feature",
+            key="what",
+            bind="query-params",
             format_func=context.feature,
         )
-        units = int(st.number_input("Units", 1, 1_000_000, 1, key="verdict_units"))
+        units = int(st.number_input("Units", 1, 1_000_000, 1, key="units", bind="query-params"))
         limits = st.toggle(
             "With the limits of members",
             value=True,
-            key="verdict_limits",
+            key="with_limits",
+            bind="query-params",
             help="The abuse limits of the console and of member tokens; library callers have none.",
         )
+    if user is None:
+        return None
     return feature, answer(desk, user, feature, units, limits)
 
 
@@ -50,15 +52,10 @@ def answer(desk: Desk, user: UUID, feature: str, units: int, limits: bool) -> Ve
     if found.allowed:
         st.success(numbers, title="Yes, it would run", icon=":material/check_circle:")
         return found
-    rule = tables.word(found.rule or "refused")
-    wait = (
-        f" It would run in {fmt.count(max(1, round(found.retry_after)), 'second')}."
-        if found.retry_after is not None
-        else ""
-    )
+    said = numbers if found.rule == "insufficient_tokens" else fmt.plain(found.message)
     st.warning(
-        f"{fmt.plain(found.message)} {numbers}{wait}",
-        title=f"No: {rule.lower()}",
+        said,
+        title=f"No: {tables.word(found.rule or 'refused').lower()}",
         icon=":material/block:",
     )
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from tokenlib.domain import Limits, Mode, StaffRole
@@ -113,6 +113,15 @@ class CostPreview:
         return tuple(one for one in self.organizations if one.run_out_at is not None)
 
 
+class ChangePosition(Protocol):
+    """A change's place among all, such as a ChangeRow's."""
+
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def id(self) -> UUID: ...
+
+
 class SettingsReports(Asking):
     """Questions about settings: PermissionDenied for a member, but on its own `preview_cost`."""
 
@@ -137,9 +146,10 @@ class SettingsReports(Asking):
         action: str | None = None,
         actor: str | None = None,
         limit: int = 50,
-        before: ChangeRow | None = None,
+        before: ChangePosition | None = None,
     ) -> list[ChangeRow]:
-        """What people did, the latest first; the last row of a page as `before` goes on."""
+        """What people did, the latest first; the last row of a page (or its place) as `before`
+        goes on."""
         rows = self._ask(
             "settings",
             "changes",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
 from tokenlib.db import as_uuid
@@ -116,6 +116,21 @@ class EntryRow:
     data: Mapping[str, Any] | None
 
 
+class EntryPosition(Protocol):
+    """An entry's place in the ledger, such as an EntryRow's."""
+
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def token_type(self) -> str: ...
+    @property
+    def log_position(self) -> int: ...
+    @property
+    def event_position(self) -> int: ...
+    @property
+    def id(self) -> UUID: ...
+
+
 class WalletReports(Asking):
     """Questions about balances and what moved them."""
 
@@ -177,7 +192,7 @@ class WalletReports(Asking):
         organization_id: Id,
         token_type: str | None = None,
         limit: int = 50,
-        before: EntryRow | None = None,
+        before: EntryPosition | None = None,
         *,
         kind: str | None = None,
         feature: str | None = None,
@@ -187,8 +202,9 @@ class WalletReports(Asking):
     ) -> list[EntryRow]:
         """Charges (`kind` "charge") and events of one organization, the latest first.
 
-        Give the last row of one page as `before` to get the next. `user_id` is who caused an entry,
-        or whose charge was given back; `since` <= created_at < `until`, each may be open.
+        Give the last row of one page (or its place) as `before` to get the next. `user_id` is who
+        caused an entry, or whose charge was given back; `since` <= created_at < `until`, each may
+        be open.
         """
         rows = self._ask(
             "wallets",
