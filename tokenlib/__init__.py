@@ -21,6 +21,7 @@ from tokenlib.domain import (
     Verdict,
 )
 from tokenlib.errors import (
+    AlreadyAMember,
     AlreadyRefunded,
     AlreadySettled,
     AlreadySpent,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from tokenlib.tokens import Tokens, connect
 
 __all__ = [
+    "AlreadyAMember",
     "AlreadyRefunded",
     "AlreadySettled",
     "AlreadySpent",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import TextIO
+from typing import Any, TextIO
 from uuid import UUID
 
 from tokenlib import anchors, answers, inputs
 from tokenlib.catalog import CatalogVerbs
 from tokenlib.db import as_uuid, statements
 from tokenlib.domain import Problem
+from tokenlib.errors import InvalidInput, NotAMember
 
 _BATCH = 200
 
@@ -57,6 +58,8 @@ class AuditVerbs(CatalogVerbs):
         UnknownOrganization, and InvalidInput for lines that are no anchor. A run over everybody is
         kept, for Reports.verifications().
         """
+        if anchor is not None and not isinstance(anchor, Iterable):
+            raise InvalidInput("anchor", f"must be the lines of an anchor, not {anchor!r}")
         named = statements("audit")
         if organization is None:
             everyone = [row["id"] for row in self.database.rows(named["organizations"])]
@@ -118,15 +121,19 @@ class AuditVerbs(CatalogVerbs):
         """Erase the metadata of one person's log rows, reservations and quests, for good.
 
         Each wallet gets an entry that says so, and the books still verify. The person may be
-        deleted by now. Raises UnknownOrganization.
+        deleted by now. Raises UnknownOrganization, and NotAMember for somebody of whom nothing is
+        there: neither the person nor a row.
         """
-        params = {
+        params: dict[str, Any] = {
             "organization_id": as_uuid(organization, "organization"),
             "user_id": as_uuid(user, "user"),
-            "actor": inputs.text(actor, "actor"),
-            "reason": inputs.text(reason, "reason"),
+            "actor": inputs.said(actor, "actor"),
+            "reason": inputs.said(reason, "reason"),
         }
-        return Erasure(**self.database.call(statements("plans")["erase_metadata"], params))
+        row = self.database.call(statements("plans")["erase_metadata"], params)
+        if row.pop("status") != "ok":
+            raise NotAMember(params["organization_id"], params["user_id"])
+        return Erasure(**row)
 
     def _against(self, anchor: Iterable[str], only: UUID | None) -> Iterator[Problem]:
         """What an anchor knew and the database does not, a batch of wallets at a time."""
@@ -143,8 +150,8 @@ class AuditVerbs(CatalogVerbs):
         params = {
             "organization_id": as_uuid(organization, "organization"),
             "finding_id": as_uuid(finding, "finding"),
-            "actor": inputs.text(actor, "actor"),
-            "reason": inputs.text(reason, "reason"),
+            "actor": inputs.said(actor, "actor"),
+            "reason": inputs.said(reason, "reason"),
         }
         row = self.database.call(statements("plans")["settle_finding"], params)
         if row["status"] != "ok":

@@ -169,6 +169,21 @@ class NotAMember(TokenlibError):
         self.organization_id, self.user_id = organization_id, user_id
 
 
+class AlreadyAMember(TokenlibError):
+    """The organization has a member with this e-mail address: `user_id`."""
+
+    code = "already_a_member"
+    status = 409
+
+    def __init__(self, organization_id: UUID, user_id: UUID) -> None:
+        super().__init__(
+            f"The e-mail address belongs to user {user_id} of this organization already.",
+            organization_id=str(organization_id),
+            user_id=str(user_id),
+        )
+        self.organization_id, self.user_id = organization_id, user_id
+
+
 class Refused(TokenlibError):
     """A rule said no. Nothing was charged; the refusal is on record under `rule`."""
 

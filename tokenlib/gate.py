@@ -19,7 +19,6 @@ from tokenlib.db import Kind, Row, as_uuid, statements
 from tokenlib.domain import Balance, Catalog, Reservation, Stats, Usage, Verdict
 from tokenlib.errors import (
     InvalidInput,
-    NothingToRefund,
     ReservationOver,
     TokenlibError,
     UnknownFeature,
@@ -35,7 +34,11 @@ class GateVerbs(CatalogVerbs):
     """The verbs that decide and charge. Ids are UUIDs, taken as `uuid.UUID` or `str`."""
 
     def has_enough_tokens(self, organization: Id, feature: str, units: int = 1) -> bool:
-        """Whether the balance would pay: the UI's question, never the decision."""
+        """Whether the balance would pay: the UI's question, never the decision.
+
+        False for a feature that the plan does not include, whatever was bought. Who asks, payment
+        states and limits do not matter here: `can_use` is the whole verdict.
+        """
         organization_id = as_uuid(organization, "organization")
         try:
             row = self._call(
@@ -67,7 +70,7 @@ class GateVerbs(CatalogVerbs):
                 user_id=as_uuid(user, "user"),
                 feature=inputs.text(feature, "feature"),
                 units=inputs.units(units),
-                limits=limits,
+                limits=inputs.truth(limits, "limits"),
                 mode=self.override,
             )
         except offbook.CANNOT_ANSWER:
@@ -117,7 +120,7 @@ class GateVerbs(CatalogVerbs):
                 units=inputs.units(units),
                 metadata=inputs.metadata(metadata),
                 key=inputs.key(idempotency_key),
-                limits=limits,
+                limits=inputs.truth(limits, "limits"),
                 mode=self.override,
             )
         except offbook.CANNOT_ANSWER as error:
@@ -159,8 +162,8 @@ class GateVerbs(CatalogVerbs):
                 units=inputs.units(units),
                 metadata=inputs.metadata(metadata),
                 key=_key(idempotency_key),
-                hold_for=inputs.hold_for(hold_for),
-                limits=limits,
+                hold_for=inputs.duration(hold_for, "hold_for"),
+                limits=inputs.truth(limits, "limits"),
                 mode=self.override,
                 id=uuid4(),
             )
@@ -184,6 +187,7 @@ class GateVerbs(CatalogVerbs):
 
         A replay returns the first answer. Raises ReservationOver when it was released or expired.
         """
+        _require_reservation(reservation)
         if units is not None:
             units = inputs.units(units)
         if not reservation.booked:
@@ -207,6 +211,7 @@ class GateVerbs(CatalogVerbs):
         self, reservation: Reservation, reason: str | None = None, *, actor: str | None = None
     ) -> None:
         """Give a hold back. Releasing twice is the same as once; ReservationOver if deducted."""
+        _require_reservation(reservation)
         if not reservation.booked:
             return
         try:
@@ -277,15 +282,7 @@ class GateVerbs(CatalogVerbs):
         `usage` is a Usage, or its id together with `organization`. A replay of the key returns the
         first answer. Raises AlreadyRefunded, NothingToRefund, IdempotencyConflict or UnknownUsage.
         """
-        if isinstance(usage, Usage) and not usage.booked:
-            raise NothingToRefund(usage.id)
-        if isinstance(usage, Usage):
-            organization_id, usage_id = usage.organization_id, usage.id
-        elif organization is None:
-            raise InvalidInput("organization", "is needed with a usage id")
-        else:
-            organization_id = as_uuid(organization, "organization")
-            usage_id = as_uuid(usage, "usage")
+        organization_id, usage_id = inputs.owned(usage, organization, "usage")
         row = self._call(
             "refund",
             "repeatable",
@@ -367,6 +364,12 @@ class GateVerbs(CatalogVerbs):
             self.release(held, reason)
         except Exception as error:  # noqa: BLE001
             self.log.warning("reservation %s could not be released: %s", held.id, error)
+
+
+def _require_reservation(given: object) -> None:
+    """What `reserve` returned knows its organization; an id alone does not."""
+    if not isinstance(given, Reservation):
+        raise InvalidInput("reservation", f"must be what reserve returned, not {given!r}")
 
 
 def _key(given: str | None) -> str:

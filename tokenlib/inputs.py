@@ -9,17 +9,23 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Literal
+from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
+from tokenlib.db import as_uuid
 from tokenlib.domain import (
     MAX_KEY_LENGTH,
     MAX_METADATA_BYTES,
     MAX_METADATA_DEPTH,
     MAX_TOKENS,
     MAX_UNITS,
+    Reservation,
+    Usage,
 )
-from tokenlib.errors import InvalidInput
+from tokenlib.errors import InvalidInput, NothingToRefund
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -27,12 +33,14 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 def text(value: object, field: str) -> str:
     """Text that PostgreSQL can keep: Unicode without NUL."""
+    if not isinstance(value, str):
+        raise InvalidInput(field, f"must be text, not {value!r}")
     try:
-        if isinstance(value, str) and b"\x00" not in value.encode():
-            return value
+        if b"\x00" in value.encode():
+            raise InvalidInput(field, "must not contain NUL characters")
     except UnicodeEncodeError:
-        pass
-    raise InvalidInput(field, f"must be text, not {value!r}")
+        raise InvalidInput(field, "must be Unicode text; it holds half a character") from None
+    return value
 
 
 def said(value: object, field: str) -> str:
@@ -47,14 +55,21 @@ def optional_text(value: object, field: str) -> str | None:
     return None if value is None else text(value, field)
 
 
+def truth(value: object, field: str) -> bool:
+    """True or False, and nothing that only counts as one."""
+    if isinstance(value, bool):
+        return value
+    raise InvalidInput(field, f"must be True or False, not {value!r}")
+
+
 def units(value: object) -> int:
     """How many times a feature's cost."""
     return _whole(value, "units", MAX_UNITS)
 
 
-def amount(value: object) -> int:
+def amount(value: object, field: str = "amount") -> int:
     """A number of tokens to add."""
-    return _whole(value, "amount", MAX_TOKENS)
+    return _whole(value, field, MAX_TOKENS)
 
 
 def key(value: object) -> str | None:
@@ -73,11 +88,18 @@ def moment(value: object, field: str) -> datetime | None:
     raise InvalidInput(field, f"must be a time with a time zone, not {value!r}")
 
 
-def hold_for(value: object) -> timedelta | None:
-    """The life of a hold, or None for the default. The database knows the longest."""
+def duration(value: object, field: str) -> timedelta | None:
+    """A duration, or None for the default. The database knows the longest."""
     if value is None or isinstance(value, timedelta):
         return value
-    raise InvalidInput("hold_for", f"must be a timedelta, not {value!r}")
+    raise InvalidInput(field, f"must be a timedelta, not {value!r}")
+
+
+def number(value: object, field: str) -> Decimal | None:
+    """A decimal number, or None. The database knows the largest."""
+    if value is None or (isinstance(value, Decimal) and value.is_finite()):
+        return value
+    raise InvalidInput(field, f"must be a Decimal, not {value!r}")
 
 
 def metadata(value: object) -> Jsonb | None:
@@ -99,6 +121,30 @@ def metadata(value: object) -> Jsonb | None:
     if _deeper_than(MAX_METADATA_DEPTH, as_text):
         raise InvalidInput("metadata", f"must be at most {MAX_METADATA_DEPTH} levels deep")
     return Jsonb(document)
+
+
+def owned(
+    thing: Reservation | Usage | UUID | str,
+    organization: UUID | str | None,
+    field: Literal["usage", "reservation"],
+) -> tuple[UUID, UUID]:
+    """The organization and the id of a charge or a hold: as it was returned, or its id with both.
+
+    Raises NothingToRefund for a charge that is on no book.
+    """
+    known = None if organization is None else as_uuid(organization, "organization")
+    if isinstance(thing, Reservation if field == "reservation" else Usage):
+        if known not in (None, thing.organization_id):
+            raise InvalidInput(
+                "organization", f"must be {thing.organization_id}, whose {field} it is"
+            )
+        if isinstance(thing, Usage) and not thing.booked:
+            raise NothingToRefund(thing.id)
+        return thing.organization_id, thing.id
+    thing_id = as_uuid(thing, field)  # type: ignore[arg-type]  # the other of the two is no id
+    if known is None:
+        raise InvalidInput("organization", f"is needed with a {field} id")
+    return known, thing_id
 
 
 def _whole(value: object, field: str, highest: int) -> int:

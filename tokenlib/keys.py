@@ -92,6 +92,8 @@ class KeyVerbs(CatalogVerbs):
         A key with `admin` acts as the person who made it. Raises PermissionDenied, InvalidInput,
         UnknownOrganization, and ConfigurationError without TOKENLIB_KEY_PEPPER.
         """
+        if isinstance(scopes, str | bytes) or not isinstance(scopes, Iterable):
+            raise InvalidInput("scopes", f"must be a list of scopes, not {scopes!r}")
         secret, wanted, key_id = new_secret(), tuple(scopes), uuid4()
         organization_id = None if organization is None else as_uuid(organization, "organization")
         params = {
@@ -103,9 +105,9 @@ class KeyVerbs(CatalogVerbs):
             "scopes": [inputs.text(scope, "scopes") for scope in wanted],
             "expires_at": inputs.moment(expires_at, "expires_at"),
             "requests_per_minute": _limit(requests_per_minute, "requests_per_minute"),
-            "seconds_between_requests": seconds_between_requests,
+            "seconds_between_requests": _seconds(seconds_between_requests),
             "tokens_per_request": _limit(tokens_per_request, "tokens_per_request"),
-            "limit_users": bool(limit_users),
+            "limit_users": inputs.truth(limit_users, "limit_users"),
         }
         self._key_call("create", actor, reason, params)
         return ApiKey(
@@ -180,3 +182,9 @@ def _limit(value: object, field: str) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     raise InvalidInput(field, f"must be a whole number or None, not {value!r}")
+
+
+def _seconds(value: object) -> Decimal | float | None:
+    if value is None or (isinstance(value, Decimal | float | int) and not isinstance(value, bool)):
+        return value
+    raise InvalidInput("seconds_between_requests", f"must be a number or None, not {value!r}")

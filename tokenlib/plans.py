@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from tokenlib import answers, inputs
 from tokenlib.db import Kind, Row, as_uuid, statements
 from tokenlib.domain import Grant
-from tokenlib.errors import PlanMismatch, UnknownOrganization, UnknownPlan
+from tokenlib.errors import AlreadyAMember, PlanMismatch, UnknownOrganization, UnknownPlan
 from tokenlib.policy import PolicyVerbs
 
 Id = UUID | str
@@ -29,7 +29,11 @@ class PlanVerbs(PolicyVerbs):
         return as_uuid(row["id"], "id")
 
     def add_member(self, organization: Id, name: str, email: str) -> UUID:
-        """Add a user to an organization; return the user's id."""
+        """Add a user to an organization; return the user's id.
+
+        An e-mail address stands once in an organization: AlreadyAMember says whose it is. Raises
+        UnknownOrganization.
+        """
         organization_id = as_uuid(organization, "organization")
         row = self._plan_call(
             "add_member",
@@ -37,7 +41,9 @@ class PlanVerbs(PolicyVerbs):
             name=inputs.text(name, "name"),
             email=inputs.text(email, "email"),
         )
-        if row["id"] is None:
+        if row["status"] == "already_a_member":
+            raise AlreadyAMember(organization_id, row["id"])
+        if row["status"] != "ok":
             raise UnknownOrganization(organization_id)
         return as_uuid(row["id"], "id")
 
@@ -54,7 +60,7 @@ class PlanVerbs(PolicyVerbs):
             "repeatable",
             organization_id=organization_id,
             plan=inputs.optional_text(plan, "plan"),
-            dry_run=dry_run,
+            dry_run=inputs.truth(dry_run, "dry_run"),
         )
         if row["status"] == "plan_mismatch":
             if plan not in (plans := self.catalog().plans):
@@ -99,7 +105,7 @@ class PlanVerbs(PolicyVerbs):
         return self.grant(
             organization,
             token_type,
-            additional_tokens,
+            inputs.amount(additional_tokens, "additional_tokens"),
             kind="purchase",
             source="upgrade",
             actor=actor,

@@ -42,7 +42,7 @@ class PolicyVerbs(CatalogVerbs):
             "pause_user",
             organization_id=as_uuid(organization, "organization"),
             user_id=as_uuid(user, "user"),
-            paused=paused,
+            paused=inputs.truth(paused, "paused"),
             actor=inputs.said(actor, "actor"),
             reason=inputs.said(reason, "reason"),
         )
@@ -59,7 +59,8 @@ class PolicyVerbs(CatalogVerbs):
         """The emergency switch, for everyone or one organization; back by itself at `until`.
 
         `log_only` runs every rule and records what it would have refused, `off` runs none; both let
-        the charge through, logged as waived, and touch no balance.
+        the charge through, logged as waived, and touch no balance. `until` lies ahead, else
+        InvalidInput.
         """
         self._change(
             "set_mode",

@@ -14,7 +14,7 @@ from tokenlib import answers, inputs
 from tokenlib.catalog import CatalogVerbs
 from tokenlib.db import Row, as_uuid, statements
 from tokenlib.domain import Preview, Usage
-from tokenlib.staff import grant_params, owned, raise_refusal
+from tokenlib.staff import grant_params, raise_refusal
 
 Id = UUID | str
 
@@ -51,7 +51,7 @@ class PreviewVerbs(CatalogVerbs):
 
         Within the period the charge is undone; later, tokens come as a grant for one period.
         """
-        organization_id, usage_id = owned(usage, organization, "usage")
+        organization_id, usage_id = inputs.owned(usage, organization, "usage")
         preview, row = self._preview(actor, "refund", organization_id, usage_id=usage_id, key=None)
         used = {wallet.token_type: wallet.total_used for wallet in preview.before}
         undone = any(wallet.total_used < used.get(wallet.token_type, 0) for wallet in preview.after)

@@ -27,7 +27,7 @@ from tokenlib.domain import (
     StaffRole,
     Usage,
 )
-from tokenlib.errors import InvalidInput, NothingToRefund
+from tokenlib.errors import InvalidInput
 
 Id = UUID | str
 
@@ -61,7 +61,9 @@ class StaffVerbs(CatalogVerbs):
         params = grant_params(
             token_type, amount, kind, source, effective_at, expires_at, idempotency_key
         )
-        row = self._staff(actor, "grant", organization, reason=reason, **params)
+        row = self._staff(
+            actor, "grant", as_uuid(organization, "organization"), reason=reason, **params
+        )
         return answers.grant(row, kind, source)
 
     def staff_release(
@@ -77,14 +79,14 @@ class StaffVerbs(CatalogVerbs):
         `reservation` is a Reservation, or its id together with `organization`. Raises
         ReservationOver when it was deducted or has expired.
         """
-        organization_id, reservation_id = owned(reservation, organization, "reservation")
+        organization_id, reservation_id = inputs.owned(reservation, organization, "reservation")
         self._staff(actor, "release", organization_id, reservation_id=reservation_id, reason=reason)
 
     def staff_refund(
         self, actor: UUID, usage: Usage | Id, organization: Id | None = None, *, reason: str
     ) -> Usage:
         """Give back a charge, once. Raises AlreadyRefunded, NothingToRefund or UnknownUsage."""
-        organization_id, usage_id = owned(usage, organization, "usage")
+        organization_id, usage_id = inputs.owned(usage, organization, "usage")
         row = self._staff(
             actor, "refund", organization_id, usage_id=usage_id, key=str(uuid4()), reason=reason
         )
@@ -93,7 +95,11 @@ class StaffVerbs(CatalogVerbs):
     def staff_change_plan(self, actor: UUID, organization: Id, plan: str, *, reason: str) -> None:
         """Move to another plan: the new allowance less what was used, never a refill."""
         self._staff(
-            actor, "change_plan", organization, plan=inputs.text(plan, "plan"), reason=reason
+            actor,
+            "change_plan",
+            as_uuid(organization, "organization"),
+            plan=inputs.text(plan, "plan"),
+            reason=reason,
         )
 
     def staff_set_status(
@@ -101,7 +107,13 @@ class StaffVerbs(CatalogVerbs):
     ) -> None:
         """Set the payment state; AI runs only while it is `active`. `suspended` pauses it."""
         status_text = inputs.text(status, "status")
-        self._staff(actor, "set_status", organization, new_status=status_text, reason=reason)
+        self._staff(
+            actor,
+            "set_status",
+            as_uuid(organization, "organization"),
+            new_status=status_text,
+            reason=reason,
+        )
 
     def staff_pause_user(
         self, actor: UUID, organization: Id, user: Id, paused: bool = True, *, reason: str
@@ -109,7 +121,12 @@ class StaffVerbs(CatalogVerbs):
         """Pause or resume one user of an organization. Raises NotAMember."""
         user_id = as_uuid(user, "user")
         self._staff(
-            actor, "pause_user", organization, user_id=user_id, paused=paused, reason=reason
+            actor,
+            "pause_user",
+            as_uuid(organization, "organization"),
+            user_id=user_id,
+            paused=inputs.truth(paused, "paused"),
+            reason=reason,
         )
 
     def staff_settle_finding(
@@ -117,7 +134,13 @@ class StaffVerbs(CatalogVerbs):
     ) -> None:
         """Settle a finding by an entry; `reason` says how. Raises AlreadySettled."""
         finding_id = as_uuid(finding, "finding")
-        self._staff(actor, "settle_finding", organization, id=finding_id, reason=reason)
+        self._staff(
+            actor,
+            "settle_finding",
+            as_uuid(organization, "organization"),
+            id=finding_id,
+            reason=reason,
+        )
 
     def staff_set_mode(
         self,
@@ -168,7 +191,7 @@ class StaffVerbs(CatalogVerbs):
             "set_limits",
             organization,
             own=limits is not None,
-            **_limits(limits or _NO_LIMITS),
+            **_limits(_NO_LIMITS if limits is None else limits),
             reason=reason,
         )
 
@@ -188,9 +211,9 @@ class StaffVerbs(CatalogVerbs):
         self._staff(
             actor,
             "set_parameters",
-            hold_life=hold_life,
+            hold_life=inputs.duration(hold_life, "hold_life"),
             top_up_block=None if top_up_block is None else _whole(top_up_block, "top_up_block"),
-            token_cost_cents=token_cost_cents,
+            token_cost_cents=inputs.number(token_cost_cents, "token_cost_cents"),
             reason=reason,
         )
 
@@ -278,20 +301,9 @@ def grant_params(
     }
 
 
-def owned(
-    thing: Reservation | Usage | Id, organization: Id | None, field: str
-) -> tuple[UUID, UUID]:
-    """The organization and the id of something that an organization owns."""
-    if isinstance(thing, Usage) and not thing.booked:
-        raise NothingToRefund(thing.id)
-    if isinstance(thing, Reservation | Usage):
-        return thing.organization_id, thing.id
-    if organization is None:
-        raise InvalidInput("organization", f"is needed with a {field} id")
-    return as_uuid(organization, "organization"), as_uuid(thing, field)
-
-
 def _limits(limits: Limits) -> Row:
+    if not isinstance(limits, Limits):
+        raise InvalidInput("limits", f"must be Limits or None, not {limits!r}")
     return {
         name: value if value is None or name == "seconds_between_requests" else _whole(value, name)
         for name, value in asdict(limits).items()

@@ -72,6 +72,13 @@ def test_erase_says_how_much_and_keeps_the_books(
     assert tokens.verify().closed
 
 
+def test_erase_of_nobody_ends_with_1(shell: Shell, used: Person) -> None:
+    for arguments in (("--reason", "request 12"), ("--reason", "request 12", "--json")):
+        nobody = uuid4()
+        said = shell.error("erase", used[0], nobody, *arguments, exit_code=1)
+        assert said == f"User {nobody} is not a member of organization {used[0]}."
+
+
 def test_erase_needs_a_reason_and_an_organization(shell: Shell, used: Person) -> None:
     assert "--reason" in shell("erase", *used, exit_code=2).stderr
     said = shell.error("erase", uuid4(), used[1], "--reason", "request 12", exit_code=1)

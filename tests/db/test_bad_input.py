@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from tokenlib import (
+    AlreadyAMember,
     DatabaseUnavailable,
     IdempotencyConflict,
     InvalidInput,
@@ -94,8 +95,8 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
     ),
     "feature none": (charge(feature=None), InvalidInput, "^feature must be text"),
     "feature a number": (charge(feature=7), InvalidInput, "^feature must be text"),
-    "feature with NUL": (charge(feature="a\x00"), InvalidInput, "^feature must be text"),
-    "feature not in Unicode": (charge(feature="\ud800"), InvalidInput, "^feature must be text"),
+    "feature with NUL": (charge(feature="a\x00"), InvalidInput, "^feature must not contain NUL"),
+    "feature not in Unicode": (charge(feature="\ud800"), InvalidInput, "^feature must be Unicode"),
     "unknown organization": (charge(organization=UUID(int=1)), UnknownOrganization, "0001"),
     "unknown user": (charge(user=UUID(int=1)), NotAMember, "is not a member"),
     "malformed organization": (charge(organization="acme"), InvalidInput, "^organization must be"),
@@ -117,7 +118,7 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
     "key empty": (charge(idempotency_key=""), InvalidInput, "^idempotency_key must be text of 1"),
     "key long": (charge(idempotency_key="k" * 256), InvalidInput, "^idempotency_key must be te"),
     "key a number": (charge(idempotency_key=7), InvalidInput, "^idempotency_key must be text"),
-    "key with NUL": (charge(idempotency_key="\x00"), InvalidInput, "^idempotency_key must be te"),
+    "key with NUL": (charge(idempotency_key="\x00"), InvalidInput, "^idempotency_key must not c"),
     "key not in Unicode": (charge(idempotency_key="\udfff"), InvalidInput, "^idempotency_key m"),
     "metadata a list": (charge(metadata=[1]), InvalidInput, "^metadata must be a JSON object"),
     "metadata text": (charge(metadata="{}"), InvalidInput, "^metadata must be a JSON object"),
@@ -202,7 +203,7 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
     "grant from a source with NUL": (
         verb("grant", ORG, "general", 1, source="\x00"),
         InvalidInput,
-        "^source must be text",
+        "^source must not contain NUL characters",
     ),
     "grant until a text": (
         verb("grant", ORG, "general", 1, expires_at="2027"),
@@ -213,6 +214,16 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
         verb("set_mode", "off", until=datetime(2027, 1, 1), actor="a", reason="b"),  # noqa: DTZ001
         InvalidInput,
         "^until must be a time with a time zone",
+    ),
+    "switch until a time that is over": (
+        verb("set_mode", "off", until=datetime(2026, 1, 1, tzinfo=UTC), actor="a", reason="b"),
+        InvalidInput,
+        "^until must be later than now",
+    ),
+    "switch of one until a time that is over": (
+        verb("set_mode", "off", ORG, until=datetime(2026, 1, 1, tzinfo=UTC), actor="a", reason="b"),
+        InvalidInput,
+        "^until must be later than now",
     ),
     "switch by nobody": (
         verb("set_mode", "off", actor=None, reason="b"),
@@ -237,7 +248,12 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
     "member without an address": (
         verb("add_member", ORG, "A member", "nobody"),
         InvalidInput,
-        "^email must be an e-mail address",
+        '^email must be an e-mail address, not "nobody"$',
+    ),
+    "member with the address of another": (
+        verb("add_member", ORG, "A member", "Member@example.org"),
+        AlreadyAMember,
+        "belongs to user [0-9a-f-]{36} of this organization",
     ),
     "member of an unknown organization": (
         verb("add_member", uuid4(), "A member", "a@example.org"),
@@ -253,6 +269,26 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
         verb("refund", uuid4(), 5, organization=ORG),
         InvalidInput,
         "^reason must be text",
+    ),
+    "hold named by its id": (
+        verb("deduct", UUID(int=1)),
+        InvalidInput,
+        "^reservation must be what reserve returned, not UUID",
+    ),
+    "hold that is none": (
+        verb("release", None),
+        InvalidInput,
+        "^reservation must be what reserve returned, not None",
+    ),
+    "erasure of nobody": (
+        verb("erase", ORG, UUID(int=1), actor="a", reason="b"),
+        NotAMember,
+        "is not a member",
+    ),
+    "erasure for no reason": (
+        verb("erase", ORG, USER, actor="a", reason=" "),
+        InvalidInput,
+        "^reason must not be empty",
     ),
     "finding that is not there": (
         verb("settle_finding", ORG, uuid4(), actor="a", reason="b"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from tokenlib import InvalidInput, Tokens, UnknownOrganization
+from tokenlib import InvalidInput, NotAMember, Tokens, UnknownOrganization
 from tokenlib.db import statements
 from tokenlib.testing import TestDatabase
 
@@ -123,6 +123,20 @@ def test_a_deleted_person_and_a_deleted_organization(
 
 
 @pytest.mark.usefixtures("books_close")
+def test_nobody_is_no_erasure(
+    tokens: Tokens, owner: psycopg.Connection, used: Person, join: Callable[[str], Person]
+) -> None:
+    before = owner.execute("select * from ai_token_changes").fetchall()
+    stranger = join("pro")[1]
+    for unknown in (uuid4(), stranger):
+        with pytest.raises(NotAMember):
+            tokens.erase(used[0], unknown, **WHY)
+    assert owner.execute("select * from ai_token_changes").fetchall() == before
+    # A member who never did anything is somebody.
+    idle = tokens.add_member(used[0], "An idle member", "idle@example.org")
+    assert tokens.erase(used[0], idle, **WHY).log_entries == 0
+
+
 def test_rows_of_the_old_system(
     tokens: Tokens, owner: psycopg.Connection, pro: Person, token_database: TestDatabase
 ) -> None:

@@ -202,6 +202,11 @@ def test_a_pack_does_not_lift_the_plan(tokens: Tokens, pro: Person) -> None:
     tokens.change_plan(pro[0], "starter")
     with pytest.raises(FeatureNotInPlan):
         tokens.deduct_tokens(*pro, "generate_goal")
+    # Neither the button nor the verdict says otherwise.
+    assert not tokens.has_enough_tokens(pro[0], "generate_goal")
+    assert tokens.can_use(*pro, "generate_goal").rule == "feature_not_in_plan"
+    tokens.upgrade_tokens(pro[0], "goal_generation", 10)
+    assert not tokens.has_enough_tokens(pro[0], "generate_goal")
     assert balance(tokens, pro, "shared") == 10
 
 

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from tokenlib import (
+    AlreadyAMember,
     ReservationOver,
     TokenlibError,
     Tokens,
@@ -292,6 +293,25 @@ def test_charges_beside_plan_changes(
     for token_type, allowance in (("general", 50), ("strategy_analysis", 100)):
         used = charged[token_type]
         assert figures(crowd, pro, token_type) == (max(0, allowance - used), 0, used)
+
+
+def test_an_address_is_added_once(crowd: Tokens, owner: psycopg.Connection) -> None:
+    organization = crowd.create_organization("Acme")
+    answers = together(
+        [
+            lambda: crowd.add_member(organization, "A member", "member@example.org"),
+            lambda: crowd.add_member(organization, "A member", "Member@Example.org"),
+        ]
+        * 12
+    )
+    [added] = [answer for answer in answers if isinstance(answer, UUID)]
+    others = [answer for answer in answers if isinstance(answer, AlreadyAMember)]
+    assert len(others) == 23
+    assert {other.user_id for other in others} == {added}
+    assert owner.execute("select id from user_profiles").fetchall() == [(added,)]
+    # In another organization the same person is another member.
+    elsewhere = crowd.create_organization("Globex")
+    assert crowd.add_member(elsewhere, "A member", "member@example.org") != added
 
 
 def test_wallets_are_opened_once(crowd: Tokens, owner: psycopg.Connection) -> None:

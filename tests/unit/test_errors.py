@@ -17,6 +17,7 @@ from tokenlib import errors
 from tokenlib.db import translate
 from tokenlib.domain import Usage
 from tokenlib.errors import (
+    AlreadyAMember,
     AlreadyRefunded,
     AlreadySettled,
     AlreadySpent,
@@ -85,6 +86,7 @@ EXAMPLES: list[tuple[TokenlibError, int, str]] = [
     (AlreadySpent(USAGE), 409, f"already charged as usage {ID}"),
     (InProgress(ID, NOON), 409, "until 12:00:00 UTC at the latest"),
     (IdempotencyConflict("key"), 422, "Use a new key for a new request."),
+    (AlreadyAMember(ID, OTHER), 409, f"belongs to user {OTHER}"),
     (AlreadyRefunded(ID), 409, "already refunded"),
     (NothingToRefund(ID), 409, "cost no tokens"),
     (AlreadySettled(ID), 409, "already settled"),

@@ -121,7 +121,8 @@ def erase(organization: str, user: str, reason: str, actor: str, as_json: bool) 
     """Erase the metadata of one person, for good.
 
     Of the log rows, reservations and quests of USER in ORGANIZATION (their ids; both may be deleted
-    by now). The amounts stay, an entry says who did it and why, and the books still verify.
+    by now). The amounts stay, an entry says who did it and why, and the books still verify. A USER
+    who is no member and has no row there is an error.
     """
     with gate() as tokens:
         found = tokens.erase(organization, user, actor=actor, reason=reason)

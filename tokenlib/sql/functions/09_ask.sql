@@ -36,7 +36,7 @@ begin
 end
 $$;
 
--- Whether the balance would pay, its own wallet or `shared`.
+-- Whether the balance would pay, its own wallet or `shared`; what the plan does not include nothing pays.
 create function tokenlib.has_enough(p_organization uuid, p_feature text, p_units bigint)
 returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -54,7 +54,8 @@ begin
         return 'unknown_feature';
     end if;
     for v_pass in 1..2 loop
-        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type)),
+        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type))
+                and bool_and(a.allowance <> 0 or a.allowance is null or a.token_type <> v_type),
             coalesce(bool_or(a.event_number = 0 or a.due_at <= tokenlib.clock()
                 or (a.plan is distinct from o.plan and a.token_type <> 'shared')), true)
                 or count(*) filter (where a.token_type = v_type) = 0

@@ -70,6 +70,9 @@ begin
         raise exception 'must be enforce, log_only or off, not %', p_mode
             using errcode = '22023', column = 'mode';
     end if;
+    if p_until <= v_now then
+        raise exception 'must be later than now' using errcode = '22023', column = 'until';
+    end if;
     if coalesce(btrim(p_reason), '') = '' then
         raise exception 'must say why the switch is used'
             using errcode = '22023', column = 'reason';

@@ -18,24 +18,35 @@ begin
 end
 $$;
 
-create function tokenlib.add_member(p_organization uuid, p_name text, p_email text) returns uuid
+-- An e-mail address stands once in an organization, in any case. The table may be the product's own,
+-- which says nothing of that: so whoever adds an address takes turns.
+create function tokenlib.add_member(
+    p_organization uuid, p_name text, p_email text, out status text, out id uuid
+)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    v_id uuid;
 begin
     if coalesce(btrim(p_name), '') = '' or length(p_name) > 200 then
         raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
     end if;
     if p_email is null or p_email !~ '^[^@\s]+@[^@\s]+$' or length(p_email) > 320 then
-        raise exception 'must be an e-mail address, not %', p_email
+        raise exception 'must be an e-mail address, not %', to_json(p_email)
             using errcode = '22023', column = 'email';
     end if;
-    if not exists (select from public.organizations where id = p_organization) then
-        return null;
+    if not exists (select from public.organizations o where o.id = p_organization) then
+        status := 'unknown_organization';
+        return;
     end if;
-    insert into public.user_profiles (organization_id, full_name, email)
-    values (p_organization, btrim(p_name), p_email) returning id into v_id;
-    return v_id;
+    perform tokenlib.lock_key(p_organization, 'email ' || lower(p_email));
+    select u.id into id from public.user_profiles u
+    where u.organization_id = p_organization and lower(u.email) = lower(p_email)
+    order by u.id limit 1;
+    if found then
+        status := 'already_a_member';
+        return;
+    end if;
+    insert into public.user_profiles as u (organization_id, full_name, email)
+    values (p_organization, btrim(p_name), p_email) returning u.id into id;
+    status := 'ok';
 end
 $$;
 

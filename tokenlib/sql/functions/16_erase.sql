@@ -4,7 +4,7 @@
 -- may be deleted by now.
 create function tokenlib.erase_metadata(
     p_organization uuid, p_user uuid, p_actor text, p_reason text,
-    out log_entries bigint, out reservations bigint, out quests bigint
+    out status text, out log_entries bigint, out reservations bigint, out quests bigint
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -17,6 +17,18 @@ begin
     if not exists (select from public.organizations where id = p_organization)
         and not exists (select from public.ai_tokens where organization_id = p_organization) then
         raise exception '%', p_organization using errcode = 'TK404';
+    end if;
+    -- Whoever was erased before is still known by the rows: then there is nothing left to do.
+    if not exists (select from public.user_profiles
+            where id = p_user and organization_id = p_organization)
+        and not exists (select from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user)
+        and not exists (select from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user)
+        and not exists (select from public.quests q
+            where q.organization_id = p_organization and q.created_by = p_user) then
+        status := 'not_a_member';
+        return;
     end if;
     log_entries := 0;
     for v_type in
@@ -59,5 +71,6 @@ begin
     values (p_organization, 'erase_metadata', p_actor, p_reason,
         jsonb_build_object('user_id', p_user, 'log_entries', log_entries,
             'reservations', reservations, 'quests', quests), tokenlib.clock());
+    status := 'ok';
 end
 $$;

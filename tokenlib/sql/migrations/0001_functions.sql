@@ -1164,7 +1164,7 @@ begin
 end
 $$;
 
--- Whether the balance would pay, its own wallet or `shared`.
+-- Whether the balance would pay, its own wallet or `shared`; what the plan does not include nothing pays.
 create function tokenlib.has_enough(p_organization uuid, p_feature text, p_units bigint)
 returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -1182,7 +1182,8 @@ begin
         return 'unknown_feature';
     end if;
     for v_pass in 1..2 loop
-        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type)),
+        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type))
+                and bool_and(a.allowance <> 0 or a.allowance is null or a.token_type <> v_type),
             coalesce(bool_or(a.event_number = 0 or a.due_at <= tokenlib.clock()
                 or (a.plan is distinct from o.plan and a.token_type <> 'shared')), true)
                 or count(*) filter (where a.token_type = v_type) = 0
@@ -1596,6 +1597,9 @@ begin
         raise exception 'must be enforce, log_only or off, not %', p_mode
             using errcode = '22023', column = 'mode';
     end if;
+    if p_until <= v_now then
+        raise exception 'must be later than now' using errcode = '22023', column = 'until';
+    end if;
     if coalesce(btrim(p_reason), '') = '' then
         raise exception 'must say why the switch is used'
             using errcode = '22023', column = 'reason';
@@ -1689,24 +1693,35 @@ begin
 end
 $$;
 
-create function tokenlib.add_member(p_organization uuid, p_name text, p_email text) returns uuid
+-- An e-mail address stands once in an organization, in any case. The table may be the product's own,
+-- which says nothing of that: so whoever adds an address takes turns.
+create function tokenlib.add_member(
+    p_organization uuid, p_name text, p_email text, out status text, out id uuid
+)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    v_id uuid;
 begin
     if coalesce(btrim(p_name), '') = '' or length(p_name) > 200 then
         raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
     end if;
     if p_email is null or p_email !~ '^[^@\s]+@[^@\s]+$' or length(p_email) > 320 then
-        raise exception 'must be an e-mail address, not %', p_email
+        raise exception 'must be an e-mail address, not %', to_json(p_email)
             using errcode = '22023', column = 'email';
     end if;
-    if not exists (select from public.organizations where id = p_organization) then
-        return null;
+    if not exists (select from public.organizations o where o.id = p_organization) then
+        status := 'unknown_organization';
+        return;
     end if;
-    insert into public.user_profiles (organization_id, full_name, email)
-    values (p_organization, btrim(p_name), p_email) returning id into v_id;
-    return v_id;
+    perform tokenlib.lock_key(p_organization, 'email ' || lower(p_email));
+    select u.id into id from public.user_profiles u
+    where u.organization_id = p_organization and lower(u.email) = lower(p_email)
+    order by u.id limit 1;
+    if found then
+        status := 'already_a_member';
+        return;
+    end if;
+    insert into public.user_profiles as u (organization_id, full_name, email)
+    values (p_organization, btrim(p_name), p_email) returning u.id into id;
+    status := 'ok';
 end
 $$;
 
@@ -2151,7 +2166,7 @@ $$;
 -- may be deleted by now.
 create function tokenlib.erase_metadata(
     p_organization uuid, p_user uuid, p_actor text, p_reason text,
-    out log_entries bigint, out reservations bigint, out quests bigint
+    out status text, out log_entries bigint, out reservations bigint, out quests bigint
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2164,6 +2179,18 @@ begin
     if not exists (select from public.organizations where id = p_organization)
         and not exists (select from public.ai_tokens where organization_id = p_organization) then
         raise exception '%', p_organization using errcode = 'TK404';
+    end if;
+    -- Whoever was erased before is still known by the rows: then there is nothing left to do.
+    if not exists (select from public.user_profiles
+            where id = p_user and organization_id = p_organization)
+        and not exists (select from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user)
+        and not exists (select from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user)
+        and not exists (select from public.quests q
+            where q.organization_id = p_organization and q.created_by = p_user) then
+        status := 'not_a_member';
+        return;
     end if;
     log_entries := 0;
     for v_type in
@@ -2206,6 +2233,7 @@ begin
     values (p_organization, 'erase_metadata', p_actor, p_reason,
         jsonb_build_object('user_id', p_user, 'log_entries', log_entries,
             'reservations', reservations, 'quests', quests), tokenlib.clock());
+    status := 'ok';
 end
 $$;
 -- API keys: made, rotated and revoked by admins, each on record. The secret never comes here, only its

@@ -4,7 +4,7 @@
 select tokenlib.create_organization(%(name)s, %(plan)s) as id
 
 -- name: add_member
-select tokenlib.add_member(%(organization_id)s, %(name)s, %(email)s) as id
+select * from tokenlib.add_member(%(organization_id)s, %(name)s, %(email)s)
 
 -- name: initialize
 select * from tokenlib.initialize(%(organization_id)s, %(plan)s, %(dry_run)s)
