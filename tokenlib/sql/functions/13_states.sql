@@ -41,16 +41,17 @@ begin
         where id = p_user and organization_id = p_organization) then
         return 'not_a_member';
     end if;
-    select jsonb_build_object('user_id', p_user, 'paused', paused_at is not null) into v_before
-    from public.ai_token_user_settings
+    -- The row first: of two at once the second must see what the first has set.
+    insert into public.ai_token_user_settings (organization_id, user_id)
+    values (p_organization, p_user) on conflict do nothing;
+    select jsonb_build_object('user_id', p_user, 'paused', paused_at is not null)
+    into strict v_before from public.ai_token_user_settings
     where organization_id = p_organization and user_id = p_user for no key update;
-    insert into public.ai_token_user_settings (organization_id, user_id, paused_at)
-    values (p_organization, p_user, case when p_paused then v_now end)
-    on conflict (organization_id, user_id) do update set paused_at = excluded.paused_at;
+    update public.ai_token_user_settings set paused_at = case when p_paused then v_now end
+    where organization_id = p_organization and user_id = p_user;
     insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
         created_at)
-    values (p_organization, 'pause_user', p_actor, p_reason,
-        coalesce(v_before, jsonb_build_object('user_id', p_user, 'paused', false)),
+    values (p_organization, 'pause_user', p_actor, p_reason, v_before,
         jsonb_build_object('user_id', p_user, 'paused', p_paused), v_now);
     return 'ok';
 end
@@ -85,13 +86,13 @@ begin
         if not exists (select from public.organizations where id = p_organization) then
             return 'unknown_organization';
         end if;
-        select jsonb_build_object('mode', mode, 'until', mode_until) into v_before
+        insert into public.ai_token_organization_settings (organization_id)
+        values (p_organization) on conflict do nothing;
+        select jsonb_build_object('mode', mode, 'until', mode_until) into strict v_before
         from public.ai_token_organization_settings
         where organization_id = p_organization for no key update;
-        insert into public.ai_token_organization_settings (organization_id, mode, mode_until)
-        values (p_organization, p_mode, p_until)
-        on conflict (organization_id) do update
-        set mode = excluded.mode, mode_until = excluded.mode_until;
+        update public.ai_token_organization_settings set mode = p_mode, mode_until = p_until
+        where organization_id = p_organization;
     end if;
     insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
         created_at)
