@@ -251,7 +251,8 @@ begin
         and not exists (select from public.organizations where id = p_organization) then
         return 'unknown_organization';
     end if;
-    select to_jsonb(l) - 'organization_id' into v_before from public.ai_token_limits l
+    select to_jsonb(l) - '{organization_id,scope}'::text[] into v_before
+    from public.ai_token_limits l
     where l.organization_id is not distinct from p_organization for update;
     if p_own then
         insert into public.ai_token_limits as l
@@ -265,7 +266,7 @@ begin
             output_units_per_request = excluded.output_units_per_request,
             alert_tokens_per_hour = excluded.alert_tokens_per_hour,
             failed_attempts = excluded.failed_attempts
-        returning to_jsonb(l) - 'organization_id' into v_after;
+        returning to_jsonb(l) - '{organization_id,scope}'::text[] into v_after;
     elsif p_organization is null then
         raise exception 'are needed for everyone' using errcode = '22023', column = 'limits';
     else

@@ -61,6 +61,9 @@ create table public.ai_token_features (
     token_type text not null references public.ai_token_types (token_type),
     cost bigint not null constraint cost_positive check (cost > 0)
 );
+-- A key to the token types has its index everywhere, or changing one reads every row.
+create index allowances_by_type on public.ai_token_allowances (token_type);
+create index features_by_type on public.ai_token_features (token_type);
 
 create table public.ai_token_packs (
     pack text primary key,
@@ -93,7 +96,10 @@ create table public.ai_token_limits (
     tokens_per_request bigint default 10,
     output_units_per_request bigint default 2000,
     alert_tokens_per_hour bigint default 500,
-    failed_attempts integer default 5
+    failed_attempts integer default 5,
+    -- Whom it is for, never null, as a primary key has to be.
+    scope uuid primary key generated always as
+        (coalesce(organization_id, '00000000-0000-0000-0000-000000000000')) stored
 );
 
 -- Organizations and people as the gate sees them --------------------------------------------------
@@ -117,6 +123,7 @@ create table public.ai_token_organization_allowances (
     allowance bigint constraint own_allowance_not_negative check (allowance >= 0), -- null: unlimited
     primary key (organization_id, token_type)
 );
+create index own_allowances_by_type on public.ai_token_organization_allowances (token_type);
 
 create table public.ai_token_user_settings (
     organization_id uuid not null,
@@ -210,6 +217,7 @@ create table if not exists public.ai_tokens (
     constraint sums_close check (total_allocated = balance + reserved + total_used)
 ) with (fillfactor = 80); -- room for the update of a charge on the same page
 create index ai_tokens_due on public.ai_tokens (due_at);
+create index ai_tokens_by_type on public.ai_tokens (token_type);
 
 create table if not exists public.ai_token_usage_log (
     id uuid not null default gen_random_uuid(),
@@ -390,6 +398,7 @@ create table public.ai_token_latencies (
 
 -- One row per verification of everybody's books.
 create table public.ai_token_verifications (
+    id uuid primary key default gen_random_uuid(),
     at timestamptz not null,
     wallets bigint not null,
     entries bigint not null,
