@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -155,6 +156,8 @@ def test_the_pace_of_a_week_is_read_by_its_index(
 ) -> None:
     plan = busy.plan(viewer, noun, question, **more)
     assert "Seq Scan on ai_token_usage_log" not in plan, plan
+    # From where the week begins: with its end alone, the index is read from the log's first row on.
+    assert re.search(r"Index Cond: .*created_at >= .*created_at < ", plan), plan
 
 
 @pytest.mark.parametrize("viewer", ["the service", "staff"])

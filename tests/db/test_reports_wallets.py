@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
@@ -15,7 +15,7 @@ from tests.db import reports_world
 from tests.db.reports_world import NOW, TICK, World
 from tokenlib import Tokens
 from tokenlib.embedded import Embedded
-from tokenlib.reports import Reports
+from tokenlib.reports import Page, Reports
 from tokenlib.reports.wallets import EntryRow
 from tokenlib.testing import TestClock
 
@@ -209,6 +209,21 @@ def test_near_limit_shows_everyone_the_emptiest_first(world: World) -> None:
         " where total_allocated > 0 and total_used >= 0.8 * total_allocated"
         " order by total_used::numeric / total_allocated desc"
     )
+
+
+def test_the_first_near_their_limit_are_the_first_of_all(
+    tokens: Tokens, reports: Reports, noon: datetime
+) -> None:
+    for number, used in enumerate((50, 50, 50, 45, 45, 40, 39)):  # of 50; many share a place
+        organization = tokens.create_organization(f"Company {-number}", "pro")
+        user = tokens.add_member(organization, "A member", f"member{number}@example.org")
+        use_up(tokens, (organization, user), used)
+    asked: dict[Literal[80, 100] | None, int] = {None: 6, 80: 3, 100: 3}
+    for at, total in asked.items():
+        rows = tuple(reports.near_limit(at))
+        assert len(rows) == total
+        for limit in range(1, total + 2):
+            assert reports.near_limit_page(at, limit) == Page(rows[:limit], total)
 
 
 def test_run_out_is_the_balance_at_the_pace_of_seven_days(

@@ -12,10 +12,12 @@ select w.period, c.uses, c.tokens, c.organizations, r.refusals, f.refunds, f.ref
         / extract(epoch from interval '30 days'), 2) as revenue_cents
 from windows w
 cross join lateral (
-    select count(*) as uses, coalesce(sum(tokens_deducted), 0)::bigint as tokens,
-        count(distinct organization_id) as organizations
-    from public.ai_token_usage_log
-    where created_at >= w.since and created_at < w.until) as c
+    select coalesce(sum(uses), 0)::bigint as uses, coalesce(sum(tokens), 0)::bigint as tokens,
+        count(*) as organizations
+    from (select count(*) as uses, sum(tokens_deducted) as tokens
+        from public.ai_token_usage_log
+        where created_at >= w.since and created_at < w.until
+        group by organization_id) as each) as c
 cross join lateral (
     select coalesce(sum(count), 0)::bigint as refusals from public.ai_token_refusals
     where last_at >= w.since and last_at < w.until and data ->> 'mode' is null) as r
@@ -36,13 +38,15 @@ select day, sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
     sum(refunded)::bigint as refunded,
     round(sum(tokens) * (select token_cost_cents from public.ai_token_parameters), 2) as cost_cents
 from (
-    select (created_at at time zone %(timezone)s::text)::date as day, count(*) as uses,
-        sum(tokens_deducted) as tokens, count(distinct organization_id) as organizations,
-        0 as refusals, 0 as refunded
-    from public.ai_token_usage_log
-    where created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
-        and now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
-    group by 1
+    select day, sum(uses) as uses, sum(tokens) as tokens, count(*) as organizations, 0 as refusals,
+        0 as refunded
+    from (select (created_at at time zone %(timezone)s::text)::date as day, count(*) as uses,
+            sum(tokens_deducted) as tokens
+        from public.ai_token_usage_log
+        where created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+            and now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
+        group by 1, organization_id) as each
+    group by day
     union all
     select (last_at at time zone %(timezone)s::text)::date, 0, 0, 0, sum(count), 0
     from public.ai_token_refusals
@@ -82,13 +86,14 @@ limit %(limit)s::bigint
 -- The pace of the last 7 days, going on. The refresh saves a wallet; nothing refills `shared`.
 with clock as materialized (select tokenlib.clock() as now),
 week as (
-    select l.organization_id, l.token_type, sum(l.tokens_deducted) as tokens
-    from clock c
-    join public.ai_token_usage_log l
-        on l.created_at >= c.now - interval '7 days' and l.created_at < c.now
-    where %(ids)s::uuid[] is null or l.organization_id = any(%(ids)s::uuid[])
-    group by l.organization_id, l.token_type
-    having sum(l.tokens_deducted) > 0
+    select organization_id, token_type, sum(tokens_deducted) as tokens
+    from public.ai_token_usage_log
+    -- Not joined with the clock: the index would then be read from the log's first row on.
+    where created_at >= (select now - interval '7 days' from clock)
+        and created_at < (select now from clock)
+        and (%(ids)s::uuid[] is null or organization_id = any(%(ids)s::uuid[]))
+    group by organization_id, token_type
+    having sum(tokens_deducted) > 0
 ), pace as (
     select a.organization_id, a.token_type, a.balance, a.reserved, a.total_allocated,
         a.refresh_date, (w.tokens / 7)::float8 as pace, c.now, a.plan,
