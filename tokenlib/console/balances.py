@@ -67,11 +67,14 @@ def table(
         ],
         columns=["Organization", "Lowest", "Plan", "State", "Runs out", "Refresh", *titles],
     )
-    colors = pd.DataFrame("", index=data.index, columns=data.columns)
-    for place, line in enumerate(cells):
-        colors.loc[place, titles] = [_color(wallet) for wallet in line]
-        lowest = LEVELS[organizations[place].level]
-        colors.loc[place, "Lowest"] = f"background-color: {_BACKGROUND[lowest.color]}"
+    plain = len(data.columns) - 2 - len(titles)
+    colors = pd.DataFrame(  # made in one go: cell by cell takes longer than the question
+        [
+            ["", _fill(LEVELS[row.level]), *[""] * plain, *map(_color, line)]
+            for row, line in zip(organizations, cells, strict=True)
+        ],
+        columns=data.columns,
+    )
     st.dataframe(
         data.style.apply(lambda _: colors, axis=None),
         hide_index=True,
@@ -128,6 +131,8 @@ def _runs_out(first: RunOut | None, context: Context) -> str:
 
 
 def _color(wallet: WalletRow | None) -> str:
-    if wallet is None:
-        return ""
-    return f"background-color: {_BACKGROUND[fmt.standing(wallet).color]}"
+    return "" if wallet is None else _fill(fmt.standing(wallet))
+
+
+def _fill(standing: fmt.Standing) -> str:
+    return f"background-color: {_BACKGROUND[standing.color]}"
