@@ -36,6 +36,10 @@ class Scene:
     start: datetime
 
     @property
+    def key(self) -> str:
+        return f"key {self.organization}"
+
+    @property
     def gift_ends(self) -> datetime:
         return self.start + HOUR / 2
 
@@ -283,4 +287,37 @@ VERBS: dict[str, tuple[Call, Said]] = {
     "plan change": (change_plan, model_change_plan),
     "pause": (pause, model_pause),
     "switch": (switch, model_switch),
+}
+
+
+# One key for two requests, each on a wallet of its own
+
+
+def deduct_with_key(seat: Seat, scene: Scene, _place: int) -> Answer:
+    request = (scene.organization, scene.user, "analyze_strategy")
+    seat.tokens.deduct_tokens(*request, idempotency_key=scene.key)
+    return ("ok",)
+
+
+def reserve_with_key(seat: Seat, scene: Scene, _place: int) -> Answer:
+    request = (scene.organization, scene.user, "generate_goal")
+    seat.tokens.reserve(*request, idempotency_key=scene.key)
+    return ("ok",)
+
+
+def grant_with_key(seat: Seat, scene: Scene, _place: int) -> Answer:
+    seat.tokens.grant(scene.organization, "forecast", 9, idempotency_key=scene.key)
+    return ("ok",)
+
+
+def refund_with_key(seat: Seat, scene: Scene, _place: int) -> Answer:
+    seat.tokens.refund(scene.usage, "nonsense", idempotency_key=scene.key)
+    return ("ok",)
+
+
+KEYED: dict[str, Call] = {
+    "deduct": deduct_with_key,
+    "reserve": reserve_with_key,
+    "grant": grant_with_key,
+    "refund": refund_with_key,
 }

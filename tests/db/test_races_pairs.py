@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import combinations_with_replacement, count, permutations
+from itertools import combinations, combinations_with_replacement, count, permutations
 from threading import local
 from typing import Any, Protocol
 from uuid import uuid4
@@ -22,7 +22,7 @@ from uuid import uuid4
 import pytest
 
 from tests.db.books_model import PERIOD
-from tests.db.race_verbs import HOUR, VERBS, Answer, Model, Scene, Seat
+from tests.db.race_verbs import HOUR, KEYED, VERBS, Answer, Call, Model, Scene, Seat
 from tokenlib import ReservationOver, TokenlibError
 from tokenlib.embedded import Embedded
 from tokenlib.testing import TestDatabase
@@ -51,11 +51,11 @@ def leave() -> None:
     _here.seat.leave()
 
 
-def call(verb: str, scene: Scene, place: int) -> Answer:
+def call(verb: Call, scene: Scene, place: int) -> Answer:
     """Once everybody has come: call, and say what came of it."""
     _here.gate.wait()
     try:
-        return VERBS[verb][0](_here.seat, scene, place)
+        return verb(_here.seat, scene, place)
     except ReservationOver as error:
         return ("over", error.state)
     except TokenlibError as error:
@@ -83,14 +83,18 @@ class Ring:
         held = tokens.reserve(organization, user, "generate_insight", 8, hold_for=HOUR)
         return Scene(organization, user, usage, held, start)
 
-    def run(self, verbs: tuple[str, ...], scene: Scene) -> list[Answer]:
-        """All of them at once; a verb that comes twice has the places 0, 1, …"""
-        places = Counter[str]()
-        calls = []
-        for seat, verb in zip(self.seats, verbs, strict=True):
-            calls.append(seat.submit(call, verb, scene, places[verb]))
-            places[verb] += 1
-        return [made.result(60) for made in calls]
+    def run(self, calls: Sequence[tuple[Call, int]], scene: Scene) -> list[Answer]:
+        """All four at once."""
+        made = [
+            seat.submit(call, verb, scene, place)
+            for seat, (verb, place) in zip(self.seats, calls, strict=True)
+        ]
+        return [answer.result(60) for answer in made]
+
+
+def placed(verbs: Sequence[str]) -> list[tuple[str, int]]:
+    """A verb that comes several times has the places 0, 1, …"""
+    return [(verb, verbs[:number].count(verb)) for number, verb in enumerate(verbs)]
 
 
 @pytest.fixture(scope="module")
@@ -187,14 +191,35 @@ def test_a_pair_of_verbs_at_once_is_as_if_one_after_the_other(
         # Twice each; who calls from a process and who from a thread takes turns.
         verbs = ((one, other, other, one), (other, one, one, other))[number % 2]
         scene = ring.scene()
-        answers = ring.run(verbs, scene)
+        calls = placed(verbs)
+        answers = ring.run([(VERBS[verb][0], place) for verb, place in calls], scene)
         found = books(ring.seat, scene)
-        places = Counter[str]()
-        calls = []
-        for verb, answer in zip(verbs, answers, strict=True):
-            calls.append((verb, places[verb], answer))
-            places[verb] += 1
-        possible = map(partial(in_order, scene), permutations(calls))
-        assert found in possible, (calls, found)
+        said = [(*made, answer) for made, answer in zip(calls, answers, strict=True)]
+        assert found in map(partial(in_order, scene), permutations(said)), (said, found)
         verified = ring.seat.tokens.verify(scene.organization)
         assert verified.closed, verified.problems
+
+
+WITH_KEY = """
+select 'deduct' from ai_token_usage_log where idempotency_key = %(key)s
+union all
+select 'reserve' from ai_token_reservations where idempotency_key = %(key)s
+union all
+select kind from ai_token_events where idempotency_key = %(key)s
+"""
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(KEYED, 2)))
+def test_one_key_for_two_verbs_on_two_wallets_at_once_passes_once(
+    ring: Ring, one: str, other: str
+) -> None:
+    for number in range(2 * ROUNDS):
+        verbs = ((one, other, other, one), (other, one, one, other))[number % 2]
+        scene = ring.scene()
+        answers = ring.run([(KEYED[verb], 0) for verb in verbs], scene)
+        [[done]] = ring.seat.owner.execute(WITH_KEY, {"key": scene.key}).fetchall()
+        for verb, answer in zip(verbs, answers, strict=True):
+            # The same request again has the first answer, or is told that it goes on.
+            right = {("ok",), ("InProgress",)} if verb == done else {("IdempotencyConflict",)}
+            assert answer in right, (verbs, answers, done)
+        assert ring.seat.tokens.verify(scene.organization).closed
