@@ -33,9 +33,7 @@ reports = person.reports
 context = session.context(reports)
 here = actions.Desk(person, links.asked(reports), context)
 
-with st.container(horizontal=True, vertical_alignment="center"):
-    links.back()
-    cards.fresh(context)
+cards.fresh(context)
 desk.head(here)
 desk.buttons(here)
 desk.done(here)

@@ -66,10 +66,10 @@ def test_no_two_standings_share_a_word_a_mark_or_an_icon() -> None:
 
 def test_what_a_balance_buys_is_said_for_each_feature_of_its_type() -> None:
     assert fmt.uses(Wallet(5, 50), CATALOG) == [
-        "Generate an insight: 5 uses left",
-        "Analyze efficiency: 2 uses left",
+        "Generate an insight: 5 left",
+        "Analyze efficiency: 2 left",
     ]
-    assert fmt.uses(Wallet(5, 50, "goal_generation"), CATALOG) == ["Generate a quest: 1 use left"]
+    assert fmt.uses(Wallet(5, 50, "goal_generation"), CATALOG) == ["Generate a quest: 1 left"]
     assert fmt.uses(Wallet(5, 50, "shared"), CATALOG) == ["Pays for every feature"]
     assert fmt.uses(Wallet(0, 0), CATALOG) == []
     assert fmt.uses(Wallet(9, 9, unlimited=True), CATALOG) == []

@@ -106,7 +106,7 @@ def test_staff_see_an_organization_by_its_link(seen: TestDatabase, persona: str)
     assert "Healthy Roofing" in said
     assert str(HEALTHY.organization_id) in said
     assert "19 of 25" in said  # 20 - 3 used - 3 held + 5
-    assert "3 tokens held by requests that run now" in said
+    assert "3 used, 3 held in this period" in said
     assert "Gift: 2 of 5 left, until" in said
     assert "Purchase: 500 of 500 left, until" in said
 

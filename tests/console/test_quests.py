@@ -43,7 +43,7 @@ def test_quests_take_20_to_2_and_the_seventh_is_refused_with_its_way_out(
 ) -> None:
     app = open_quests(console, "healthy")
     assert "20 of 20" in texts(app)
-    assert "Generate a quest: 6 uses left" in texts(app)
+    assert "Generate a quest: 6 left" in texts(app)
     for left in (17, 14, 11, 8, 5, 2):
         press(app, "Generate")
         assert alerts(app) == [
@@ -136,8 +136,8 @@ def test_an_unlimited_organization_keeps_going(
 def test_low_makes_one_quest_and_is_warned(look: Open) -> None:
     app = open_quests(look, "low")
     assert "3 of 21" in texts(app)
-    assert "Generate a quest: 1 use left" in texts(app)
-    assert "Less than 20 % is left" in texts(app)
+    assert "Generate a quest: 1 left" in texts(app)
+    assert "Low: less than 20 %" in texts(app)
 
 
 def test_two_requests_within_three_seconds_are_one_too_many(

@@ -32,7 +32,7 @@ def test_the_cards_are_the_stored_balances(console: Open, token_database: TestDa
         ).fetchall()
     assert sorted(cards(app)) == sorted(f"{balance} of {given}" for balance, given in rows)
     said = texts(app)
-    assert "Generate a quest: 6 uses left" in said
+    assert "Generate a quest: 6 left" in said
     assert "As of " in said
     assert not app.warning
 

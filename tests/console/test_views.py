@@ -114,7 +114,7 @@ def test_a_member_sees_what_used_the_tokens(console: Open, tokens: Tokens) -> No
     app = console("tokens.py", "member")
     said = texts(app)
     assert "45 of 50" in said
-    assert "Generate leads: 9 uses left" in said
+    assert "Generate leads: 9 left" in said
     assert table(app, "net")[["feature", "tokens"]].to_numpy().tolist() == [["Generate leads", 5]]
     app.session_state["entries"] = True  # the expander, opened
     entries = table(app.run(), "balance_after")

@@ -20,6 +20,8 @@ STATUS = {
 }
 """What each state of an organization is called, its icon and its color."""
 
+_ALLOWANCES = 5
+
 
 def organization(row: OrganizationRow) -> None:
     """The head of an organization: name, plan, state."""
@@ -44,11 +46,11 @@ def fresh(context: Context) -> None:
 
 def wallets(rows: Iterable[Wallet], context: Context, grants: Sequence[GrantRow] = ()) -> None:
     """A card for each wallet, as many beside each other as fit; `grants` adds what is extra."""
-    with st.grid(3, min_column_width=250):
-        for row in rows:
-            if row.token_type == fmt.PACKS and row.total_allocated == 0:
-                continue  # every pack is used up
-            with st.container(border=True, height="stretch", gap="small"):
+    shown = [row for row in rows if row.token_type != fmt.PACKS or row.total_allocated]
+    # Five beside each other on a desk, two on a phone; with packs they are two rows of three.
+    with st.grid(5 if len(shown) == _ALLOWANCES else 3, min_column_width=150):
+        for row in shown:
+            with st.container(border=True, height="stretch", gap="xsmall"):
                 own = [grant for grant in grants if grant.token_type == row.token_type]
                 wallet(row, context.token_type(row.token_type), context, own)
 
@@ -56,11 +58,9 @@ def wallets(rows: Iterable[Wallet], context: Context, grants: Sequence[GrantRow]
 def wallet(row: Wallet, title: str, context: Context, grants: Sequence[GrantRow] = ()) -> None:
     """What is left of a wallet, what it buys, what of it is extra, and when it refreshes."""
     standing = fmt.standing(row)
-    with st.container(
-        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
-    ):
-        st.markdown(f"**{fmt.plain(title)}**", width="content")
-        st.badge(standing.word, icon=standing.icon, color=standing.color)
+    st.markdown(f"**{fmt.plain(title)}**")
+    word = "Low: less than 20 %" if standing is fmt.LOW else standing.word
+    st.badge(word, icon=standing.icon, color=standing.color)
     if standing is fmt.ABSENT:
         st.caption("0 of 0. Another plan includes it.")
         return
@@ -71,15 +71,12 @@ def wallet(row: Wallet, title: str, context: Context, grants: Sequence[GrantRow]
         st.progress(min(row.balance / row.total_allocated, 1.0))
     lines = fmt.uses(row, context.catalog)
     if standing is not fmt.UNLIMITED:
-        lines.append(f"{fmt.count(row.total_used, 'token')} used in this period")
-    if row.reserved:
-        lines.append(f"{fmt.count(row.reserved, 'token')} held by requests that run now")
+        held = f", {fmt.number(row.reserved)} held" if row.reserved else ""
+        lines.append(f"{fmt.number(row.total_used)} used{held} in this period")
     lines += [extra(grant, context) for grant in grants if grant.kind != "allowance"]
     if row.token_type != fmt.PACKS:
         lines.append(refresh(row, context))
     st.caption("  \n".join(lines))
-    if standing is fmt.LOW:
-        st.caption(":red[:material/warning: Less than 20 % is left.]")
 
 
 def extra(grant: GrantRow, context: Context) -> str:
@@ -96,7 +93,7 @@ def refresh(row: Wallet, context: Context) -> str:
     """When new tokens come, or that they are due and come with the next use."""
     if row.refresh_date <= context.now:
         return ":material/update: Refresh is due: new tokens come with the next use"
-    return f"Refreshes {context.days(row.refresh_date)}, on {context.date(row.refresh_date)}"
+    return f"Refresh {context.days(row.refresh_date)}, {context.date(row.refresh_date)}"
 
 
 def figure(label: str, now: int, before: int, note: str) -> None:

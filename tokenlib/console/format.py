@@ -144,13 +144,13 @@ def balance(wallet: Wallet) -> str:
 
 
 def uses(wallet: Wallet, catalog: Catalog) -> list[str]:
-    """What the balance buys, a line for each feature: "Generate a quest: 5 uses left"."""
+    """What the balance buys, a line for each feature: "Generate a quest: 5 left"."""
     if wallet.unlimited or wallet.total_allocated == 0:
         return []
     if wallet.token_type == PACKS:
         return ["Pays for every feature"]
     return [
-        f"{feature.title}: {count(uses_left(wallet.balance, feature.cost), 'use')} left"
+        f"{feature.title}: {number(uses_left(wallet.balance, feature.cost))} left"
         for feature in catalog.features.values()
         if feature.token_type == wallet.token_type
     ]
