@@ -4,12 +4,12 @@ import streamlit as st
 from starlette.routing import Mount
 
 from tokenlib.api import create_app
-from tokenlib.console import process, refusals
+from tokenlib.console import links, process, refusals
 
 api = create_app(process.gate.tokens, process.settings_or_exit())
 app = st.App(
     process.FRAME,
-    routes=[Mount("/api", app=api)],
+    routes=[Mount("/api", app=api), *links.start_pages()],
     lifespan=process.lifespan,
     on_script_error=refusals.unexpected,
 )

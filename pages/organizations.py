@@ -7,7 +7,7 @@ from functools import partial
 
 import streamlit as st
 
-from tokenlib.console import balances, cards, links, session
+from tokenlib.console import balances, cards, session
 from tokenlib.console import format as fmt
 from tokenlib.reports.asking import MAX_ROWS
 from tokenlib.reports.organizations import OrganizationSort
@@ -27,7 +27,6 @@ YEAR = timedelta(days=365)
 person = session.require(*session.STAFF)
 reports = person.reports
 context = session.context(reports)
-links.returned("organizations.py")
 cards.fresh(context)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from tokenlib import demo
-from tokenlib.console import actions, finder, process, refusals, session, switch
+from tokenlib.console import actions, finder, links, process, refusals, session, switch
 from tokenlib.console import format as fmt
 from tokenlib.console.session import EVERYBODY, PERSONA, STAFF, Person, Role
 from tokenlib.errors import TokenlibError
@@ -137,6 +137,7 @@ def main() -> None:
     page = st.navigation(pages)
     if st.session_state.pop(SWITCHED, False) and person.role not in roles_of(page.title):
         st.switch_page(next(page for listed in pages.values() for page in listed))
+    links.returned(next(view.file for view in VIEWS if view.title == page.title))
     if person.role != "member":
         with top:
             finder.draw(person)

@@ -1,4 +1,4 @@
-"""The way from a row to its organization: a name in any table is a button that opens it."""
+"""Ways through the console: from a row to its organization, back with its filters, to the start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import streamlit as st
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
+from starlette.routing import Route
 
 from tokenlib.console import format as fmt
 from tokenlib.console import process
@@ -17,7 +20,12 @@ from tokenlib.reports.organizations import OrganizationRow
 PAGE = "organization.py"
 ID = "id"
 """The query parameter that says which organization the page is about."""
-KEPT = "filters_kept"
+START_PAGES = ("overview", "tokens")
+"""The first page of staff, and of members."""
+
+_QUERIES = "queries_kept"
+_HERE = "query_of"
+_DUE = "query_due"
 
 
 def column(key: str, label: str = "Organization") -> Any:
@@ -35,20 +43,49 @@ def follow(key: str, ids: Sequence[UUID], **query: str) -> None:
 
 
 def organization(organization_id: UUID, **query: str) -> NoReturn:
-    """Go to an organization; `query` sets more of its page, such as view="Refusals".
-
-    The browser's Back finds this page with the organization's query instead of its own, so its
-    filters are kept for `returned`.
-    """
-    st.session_state[KEPT] = st.query_params.to_dict()
+    """Go to an organization; `query` sets more of its page, such as view="Refusals"."""
     st.switch_page(process.pages_folder() / PAGE, query_params={ID: str(organization_id), **query})
 
 
-def returned(page: str) -> None:
-    """Put a page's filters back when somebody came back to it. Call before its widgets."""
-    if ID in st.query_params:
-        kept = st.session_state.get(KEPT, {})
-        st.switch_page(process.pages_folder() / page, query_params=kept)
+def returned(file: str) -> None:
+    """Put a page's filters back when somebody comes back to it. Call before it is drawn.
+
+    The browser's Back and the menu find a page without its query, or with the id of the
+    organization that was opened from it; so the last query of each page is kept. A link that says
+    what it wants wins.
+    """
+    kept: dict[str, dict[str, tuple[list[str], Any]]] = st.session_state.setdefault(_QUERIES, {})
+    left = str(st.session_state.get(_HERE))
+    query = {name: (st.query_params.get_all(name), None) for name in st.query_params}
+    bare = not query or (ID in query and file != PAGE)
+    if left != file:
+        st.session_state[_HERE] = file
+        for name, (texts, _) in kept.get(left, {}).items():  # with the value of its widget, if any
+            kept[left][name] = texts, st.session_state.get(name)
+        if bare and kept.get(file):
+            # After Back, Streamlit holds every widget to the address, but in the first run alone.
+            st.session_state[_DUE] = True
+            st.rerun()
+    if not st.session_state.pop(_DUE, False):
+        kept[file] = {} if bare else query
+        return
+    if file != PAGE and ID in st.query_params:
+        del st.query_params[ID]
+    for name, (texts, value) in kept[file].items():
+        if value is not None:
+            st.session_state[name] = value
+        elif name not in st.session_state:
+            st.query_params[name] = texts
+
+
+def start_pages() -> list[Route]:
+    """The start pages under names of their own, too: Streamlit answers for them only at /."""
+    return [Route(f"/{name}", _to_start) for name in START_PAGES]
+
+
+def _to_start(request: Request) -> RedirectResponse:
+    # Relative, so that it holds behind a proxy that puts the console in a folder.
+    return RedirectResponse(f"./?{request.url.query}" if request.url.query else "./")
 
 
 def back(label: str = "All organizations") -> None:
