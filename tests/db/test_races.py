@@ -335,3 +335,52 @@ def test_wallets_are_opened_once(crowd: Tokens, owner: psycopg.Connection) -> No
     assert openings == (6, 6)
     assert figures(crowd, (organization, user), "goal_generation") == (17, 0, 3)
     assert figures(crowd, (organization, user), "shared") == (10, 0, 0)
+
+
+# What people change beside wallets ---------------------------------------------------------------
+
+CHANGES = {
+    "set_status": "select tokenlib.set_status(%(org)s, %(value)s, 'an operator', 'a drill')",
+    "pause_user": "select tokenlib.pause_user(%(org)s, %(user)s, %(value)s, 'an operator', 'why')",
+    "set_mode": "select tokenlib.set_mode(%(org)s, %(value)s, null, 'an operator', 'a drill')",
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "values"),
+    [
+        ("set_status", ("suspended", "active")),
+        ("pause_user", (True, False)),
+        ("set_mode", ("off", "enforce")),
+    ],
+)
+def test_a_change_that_waited_for_another_says_what_that_one_left(
+    token_database: TestDatabase,
+    owner: psycopg.Connection,
+    pro: Person,
+    verb: str,
+    values: tuple[object, object],
+) -> None:
+    params = {"org": pro[0], "user": pro[1]}
+    with (
+        token_database.connect("tokenlib_service") as one,
+        token_database.connect("tokenlib_service") as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        one.execute("begin")
+        one.execute(CHANGES[verb].encode(), {**params, "value": values[0]})
+        waiting = thread.submit(
+            other.execute, CHANGES[verb].encode(), {**params, "value": values[1]}
+        )
+        blocked = "select count(*) from pg_locks where not granted"
+        while owner.execute(blocked).fetchone() == (0,):
+            assert not waiting.done()
+        one.execute("commit")
+        waiting.result(30)
+    changes = owner.execute(
+        "select before - 'user_id', after - 'user_id' from ai_token_changes where action = %s"
+        " order by created_at, ctid",
+        (verb,),
+    ).fetchall()
+    [(_, first), (found, _)] = changes
+    assert found == first
