@@ -29,7 +29,7 @@ test-%: $(VENV)/.dev ## Run one folder of tests: make test-unit, make test-brows
 	@$(BIN)/pytest -n 2 --dist loadfile tests/$*
 
 test-faults: $(VENV)/.dev ## Break the database under load, and print what happened
-	@$(BIN)/pytest --session-timeout=250 tests/faults
+	@$(BIN)/pytest --session-timeout=400 tests/faults
 
 test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES, Debian's 15 unless set
 	@TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest -n 2 --dist loadfile -m "not bundled" tests/db

@@ -27,7 +27,7 @@ NEW_KEYS: dict[str, Any] = {"new_keys": True}
 
 PRLIMIT = shutil.which("prlimit")
 
-pytestmark = pytest.mark.timeout(100)
+pytestmark = pytest.mark.timeout(150)
 
 
 def clean(findings: Findings) -> None:
