@@ -137,7 +137,7 @@ def test_low_makes_one_quest_and_is_warned(look: Open) -> None:
     app = open_quests(look, "low")
     assert "3 of 21" in texts(app)
     assert "Generate a quest: 1 left" in texts(app)
-    assert "Low: less than 20 %" in texts(app)
+    assert "Low, under 20 %" in texts(app)
 
 
 def test_two_requests_within_three_seconds_are_one_too_many(

@@ -126,10 +126,12 @@ def preview(rehearse: Callable[[], Preview], context: Context) -> bool:
     return True
 
 
+@st.fragment
 def confirm(place: Place, label: str, act: Callable[[str], Any], sentence: str) -> None:
     """Ask why, and on confirmation act; then close the dialog and keep what to show.
 
-    `act` takes the reason. An error of the database is shown in the dialog, and nothing is done.
+    `act` takes the reason. An error of the database is shown in the dialog, and nothing is done. A
+    fragment: to write the reason does not ask for the preview again.
     """
     reason = st.text_input(
         "Reason",

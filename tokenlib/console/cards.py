@@ -59,7 +59,7 @@ def wallet(row: Wallet, title: str, context: Context, grants: Sequence[GrantRow]
     """What is left of a wallet, what it buys, what of it is extra, and when it refreshes."""
     standing = fmt.standing(row)
     st.markdown(f"**{fmt.plain(title)}**")
-    word = "Low: less than 20 %" if standing is fmt.LOW else standing.word
+    word = "Low, under 20 %" if standing is fmt.LOW else standing.word
     st.badge(word, icon=standing.icon, color=standing.color)
     if standing is fmt.ABSENT:
         st.caption("0 of 0. Another plan includes it.")
@@ -93,7 +93,8 @@ def refresh(row: Wallet, context: Context) -> str:
     """When new tokens come, or that they are due and come with the next use."""
     if row.refresh_date <= context.now:
         return ":material/update: Refresh is due: new tokens come with the next use"
-    return f"Refresh {context.days(row.refresh_date)}, {context.date(row.refresh_date)}"
+    day = context.date(row.refresh_date).rpartition(" ")[0]  # a period is short: no year
+    return f"Refresh {context.days(row.refresh_date)}, {day}"
 
 
 def figure(label: str, now: int, before: int, note: str) -> None:

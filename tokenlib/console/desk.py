@@ -6,7 +6,7 @@ from datetime import datetime
 
 import streamlit as st
 
-from tokenlib.console import actions, cards, links, notices, tables
+from tokenlib.console import actions, cards, notices, tables
 from tokenlib.console import format as fmt
 from tokenlib.console.actions import Desk, Place
 from tokenlib.console.format import Context
@@ -20,11 +20,7 @@ _SUBJECTS = ("feature", "plan", "token_type", "email")
 def head(desk: Desk) -> None:
     """Name, plan and state, and what the state means for its people."""
     row, context = desk.organization, desk.context
-    with st.container(
-        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
-    ):
-        cards.organization(row)
-        links.back()
+    cards.organization(row)
     used = (
         "never used" if row.last_used_at is None else f"last use {context.time(row.last_used_at)}"
     )

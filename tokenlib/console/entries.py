@@ -186,6 +186,10 @@ def _table(desk: Desk, rows: Sequence[EntryRow], people: Mapping[UUID, str]) -> 
         "waived": tables.number("Waived", note="Let through by the switch, without a charge."),
         "reason": "Reason",
     }
+    for name in ("reserved_change", "waived"):  # most ledgers have neither
+        if not data[name].any():
+            del columns[name]
+    data = data[list(columns)]
     if desk.admin:
         data["action"] = [
             "Refund" if row.kind == "charge" and row.used_change else None for row in rows

@@ -73,7 +73,8 @@ def cost(here: Office, feature: str) -> None:
         st.caption("Choose another cost to see what it would have meant in the last 30 days.")
         return
     try:
-        effect(here.person.reports.preview_cost(feature, new), here.context)
+        with st.skeleton(height=240):
+            effect(here.person.reports.preview_cost(feature, new), here.context)
     except TokenlibError as error:
         st.error(fmt.plain(str(error)), icon=":material/error:")
         return

@@ -69,27 +69,37 @@ limit %(limit)s::bigint
 -- name: cost_effects
 -- What the last month's use of a feature would have cost. Each wallet's extra cost is carried along
 -- its own entries within a period; where it passes what was left, the wallet would have run out.
-with clock as materialized (select tokenlib.clock() as now),
-users as (
-    select distinct l.organization_id, l.token_type from clock c
-    join public.ai_token_usage_log l on l.created_at >= c.now - interval '30 days'
-        and l.created_at < c.now and l.feature_used = %(feature)s::text
+-- Both ends of the month are columns: under row security an index takes no `now - interval`.
+with clock as materialized (
+    select c.now, c.now - interval '30 days' as since from (select tokenlib.clock() as now) as c
+), used as materialized (
+    select l.organization_id, l.token_type, count(*) as uses, sum(l.units) as units,
+        sum(l.tokens_deducted) as tokens, sum(x.extra) as extra,
+        sum(greatest(x.extra, 0)) as most
+    from clock c
+    join public.ai_token_usage_log l on l.created_at >= c.since and l.created_at < c.now
+    cross join lateral (select case when l.tokens_deducted > 0
+        then l.units * %(cost)s::bigint - l.tokens_deducted else 0 end as extra) as x
+    where l.feature_used = %(feature)s::text
+    group by l.organization_id, l.token_type
 ), entries as (
+    -- Only what became dearer can have run out, and nothing without a limit can.
     select l.organization_id, l.token_type, coalesce(l.number, 0) as position, 0 as turn,
-        l.created_at, l.feature_used = %(feature)s::text as meant, l.units, l.tokens_deducted,
-        l.remaining_balance, case when l.feature_used = %(feature)s::text and l.tokens_deducted > 0
+        l.created_at, l.remaining_balance,
+        case when l.feature_used = %(feature)s::text and l.tokens_deducted > 0
             then l.units * %(cost)s::bigint - l.tokens_deducted else 0 end as extra
     from clock c
-    join public.ai_token_usage_log l on l.created_at >= c.now - interval '30 days'
-        and l.created_at < c.now
-    join users u on u.organization_id = l.organization_id and u.token_type = l.token_type
+    join public.ai_token_usage_log l on l.created_at >= c.since and l.created_at < c.now
+    join used u on u.organization_id = l.organization_id and u.token_type = l.token_type
+        and u.most > 0
     union all
     -- A refresh stands between two entries of the log and begins a period.
-    select e.organization_id, e.token_type, e.after_log, 1, e.created_at, false, 0, 0, null, 0
+    select e.organization_id, e.token_type, e.after_log, 1, e.created_at, null, 0
     from clock c
-    join public.ai_token_events e on e.kind = 'refresh'
-        and e.created_at >= c.now - interval '30 days' and e.created_at < c.now
-    join users u on u.organization_id = e.organization_id and u.token_type = e.token_type
+    join public.ai_token_events e
+        on e.kind = 'refresh' and e.created_at >= c.since and e.created_at < c.now
+    join used u on u.organization_id = e.organization_id and u.token_type = e.token_type
+        and u.most > 0
 ), phased as (
     select *, sum(turn) over (partition by organization_id, token_type
         order by position, turn, created_at) as period
@@ -98,22 +108,19 @@ users as (
     select *, sum(extra) over (partition by organization_id, token_type, period
         order by position, turn, created_at) as carried
     from phased
-), wallets as (
-    select r.organization_id, count(*) filter (where r.meant) as uses,
-        sum(r.units) filter (where r.meant) as units,
-        sum(r.tokens_deducted) filter (where r.meant) as tokens,
-        sum(r.tokens_deducted + r.extra) filter (where r.meant) as new_tokens,
-        case when bool_and(a.allowance is not null or a.plan is null)
-            then min(r.created_at) filter (where r.carried > r.remaining_balance) end as run_out_at
-    from running r
+), emptied as (
+    select organization_id, token_type, min(created_at) as run_out_at
+    from running where carried > remaining_balance
+    group by organization_id, token_type
+), effects as (
+    select u.organization_id, sum(u.uses)::bigint as uses, sum(u.units)::bigint as units,
+        sum(u.tokens)::bigint as tokens, sum(u.tokens + u.extra)::bigint as new_tokens,
+        min(r.run_out_at) filter (where a.allowance is not null or a.plan is null) as run_out_at
+    from used u
+    left join emptied r on r.organization_id = u.organization_id and r.token_type = u.token_type
     left join public.ai_tokens a
         on a.organization_id = r.organization_id and a.token_type = r.token_type
-    group by r.organization_id, r.token_type
-), effects as (
-    select organization_id, sum(uses)::bigint as uses, sum(units)::bigint as units,
-        sum(tokens)::bigint as tokens, sum(new_tokens)::bigint as new_tokens,
-        min(run_out_at) as run_out_at
-    from wallets group by organization_id
+    group by u.organization_id
 )
 select e.organization_id, coalesce(o.name, e.organization_id::text) as name, o.plan, e.uses,
     e.units, e.tokens, e.new_tokens, e.run_out_at
