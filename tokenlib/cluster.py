@@ -97,13 +97,16 @@ class Cluster:
         self._gid: int | None = None
         self._check_path()
 
-    def ensure_running(self) -> None:
-        """Attach to the server, or repair, create and start it; in the end it has answered."""
+    def ensure_running(self) -> bool:
+        """Attach to the server, or repair, create and start it; in the end it has answered.
+
+        Returns whether it had to be started.
+        """
         if self._answers():
-            return
+            return False
         self._check_version()
         if self._answers_after_all():
-            return
+            return False
         self._change_user()
         self.run_dir.mkdir(exist_ok=True)
         self.run_dir.chmod(0o700)
@@ -113,6 +116,7 @@ class Cluster:
         self._start()
         if not self._answers():
             self._fail("does not answer")
+        return True
 
     def ensure_stopped(self) -> None:
         """Stop the server, breaking its connections; in the end none of its processes is left."""

@@ -93,6 +93,8 @@ def sqlalchemy_url(url: str, name: str = "The database URL") -> str:
 
     Raises ConfigurationError, which begins with `name` and does not repeat the URL.
     """
+    if not isinstance(url, str):
+        raise ConfigurationError(f"{name} must be text, not {type(url).__name__}.")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         raise ConfigurationError(

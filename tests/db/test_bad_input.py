@@ -16,6 +16,7 @@ from tokenlib import (
     DatabaseUnavailable,
     IdempotencyConflict,
     InvalidInput,
+    LoginRefused,
     NotAMember,
     NotFound,
     TokenlibError,
@@ -26,7 +27,8 @@ from tokenlib import (
     UnknownTokenType,
     connect,
 )
-from tokenlib.db import Database
+from tokenlib.db import Database, translate
+from tokenlib.testing import TestDatabase
 
 Person = tuple[UUID, UUID]
 Call = Callable[[Tokens, Person], object]
@@ -336,6 +338,32 @@ def test_metadata_may_be_anything_that_is_json_and_fits(
         tokens.deduct_tokens(*pro, "generate_insight", metadata=document)
     rows = owner.execute("select metadata from ai_token_usage_log order by number").fetchall()
     assert [row[0] for row in rows] == documents
+
+
+@pytest.mark.parametrize(
+    ("database", "role", "said"),
+    [
+        ("nothing_here", "tokenlib_service", 'database "nothing_here" does not exist'),
+        (None, "nobody_known", 'role "nobody_known" does not exist'),
+        (None, "anon", 'role "anon" is not permitted to log in'),
+    ],
+)
+def test_a_login_that_is_refused_is_a_setting(
+    token_database: TestDatabase, database: str | None, role: str, said: str
+) -> None:
+    url = token_database.server.url(database or token_database.name, role)
+    with pytest.raises(LoginRefused, match=f"refused the connection: {said}. Correct the login"):
+        connect(url.replace("+psycopg", ""))
+
+
+def test_a_password_that_is_wrong_is_a_setting(tmp_path: Path) -> None:
+    said = 'connection failed: FATAL:  password authentication failed for user "tokenlib_service"'
+    for sentence in (said, "connection failed: fe_sendauth: no password supplied"):
+        error = translate(psycopg.OperationalError(sentence))
+        assert isinstance(error, LoginRefused)
+    # Room is made again: that is no setting.
+    busy = 'connection failed: FATAL:  too many connections for role "tokenlib_service"'
+    assert isinstance(translate(psycopg.OperationalError(busy)), DatabaseUnavailable)
 
 
 @pytest.mark.parametrize("where", ["closed port", "no socket folder"])

@@ -19,7 +19,9 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+import tokenlib
 from tokenlib import embedded
+from tokenlib.config import Settings
 from tokenlib.embedded import SUPERUSER, Embedded
 from tokenlib.errors import ConfigurationError, DatabaseUnavailable
 
@@ -193,6 +195,34 @@ def test_a_killed_server_comes_back_with_what_was_committed(data_dir: Path) -> N
         postmaster(data_dir).kill()
         embedded.start(data_dir)
     assert ask(server, "SELECT balance FROM kept") == "17"
+
+
+def test_a_server_that_is_killed_under_the_gate_comes_back(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tokenlib.connect(settings=Settings(data_dir=data_dir)) as tokens:
+        organization = tokens.create_organization("Acme", "pro")
+        user = tokens.add_member(organization, "A member", "member@example.org")
+        for _ in range(2):
+            postmaster(data_dir).kill()
+            charge = tokens.deduct_tokens(organization, user, "generate_goal", idempotency_key="1")
+            assert charge.remaining_balance == 17
+        postmaster(data_dir).kill()
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(tokens.get_token_stats, organization) for _ in range(16)]
+            assert {stats.result().total_balance for stats in asked} == {247}
+        assert tokens.verify().closed
+    assert "was started again" in caplog.text
+    assert not processes(data_dir)
+    # Whoever asks after the end brings nothing back.
+    with pytest.raises(DatabaseUnavailable):
+        tokens.get_token_stats(organization)
+    assert not processes(data_dir)
+
+
+def test_a_folder_that_was_taken_away_is_not_made_anew(data_dir: Path) -> None:
+    embedded.revive(data_dir)
+    assert not data_dir.exists()
 
 
 def test_a_server_that_is_stopping_is_waited_for(data_dir: Path) -> None:

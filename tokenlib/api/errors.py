@@ -16,6 +16,7 @@ from tokenlib.errors import (
     IdempotencyConflict,
     InProgress,
     InvalidInput,
+    LoginRefused,
     NotAMember,
     NotMigrated,
     RateLimited,
@@ -87,7 +88,7 @@ async def _tokenlib(_: Request, error: TokenlibError) -> JSONResponse:
             return answer(403, error.message)
         case InProgress() | IdempotencyConflict():
             return answer(error.status, error.message)
-        case DatabaseUnavailable() | NotMigrated():
+        case DatabaseUnavailable() | LoginRefused() | NotMigrated():
             # The driver's words name hosts, folders and logins: they are for the log.
             log.error("API request refused: %s", error)
             return answer(503, _UNAVAILABLE, _retry(_RETRY_SECONDS))

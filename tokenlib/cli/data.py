@@ -16,7 +16,7 @@ from tokenlib.cli.output import (
     show_json,
 )
 from tokenlib.config import Settings, sqlalchemy_url
-from tokenlib.errors import DatabaseUnavailable, NotMigrated
+from tokenlib.errors import LoginRefused, NotMigrated
 
 if TYPE_CHECKING:
     from tokenlib.demo import DemoSummary
@@ -66,7 +66,7 @@ def migrate(sql: bool, roles: bool, target: str | None, url: str | None, as_json
             server = held.enter_context(embedded.running(settings.data_dir))
             try:
                 before = _version(server.url(EMBEDDED_DATABASE, "tokenlib_owner"))
-            except DatabaseUnavailable:  # the first start: neither the role nor the database exists
+            except LoginRefused:  # the first start: neither the role nor the database exists
                 before = None
             start_embedded(settings, held)
     after = target or SCHEMA_VERSION
