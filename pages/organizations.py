@@ -15,6 +15,7 @@ from tokenlib.reports.organizations import OrganizationSort
 ROWS = 20
 SORTS: dict[str, tuple[OrganizationSort, bool]] = {
     "Name": ("name", False),
+    "Runs out first": ("run_out", False),
     "Lowest level": ("level", False),
     "Most used": ("total_used", True),
     "Fewest tokens left": ("balance", False),
@@ -44,7 +45,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         type="search",
         live="300ms",
         on_change=first_page,
-        width=260,
+        width=250,
     )
     plan = st.selectbox(
         "Plan",
@@ -55,7 +56,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         placeholder="Every plan",
         format_func=str.capitalize,
         on_change=first_page,
-        width=150,
+        width=140,
     )
     status = st.selectbox(
         "State",
@@ -66,7 +67,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         placeholder="Every state",
         format_func=lambda name: cards.STATUS[name][0],
         on_change=first_page,
-        width=160,
+        width=150,
     )
     level = st.selectbox(
         "Lowest balance",
@@ -77,10 +78,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         placeholder="Every level",
         format_func=lambda name: balances.LEVELS[name].word,
         on_change=first_page,
-        width=170,
+        width=160,
     )
     order = st.selectbox(
-        "Sort by", list(SORTS), key="sort", bind="query-params", on_change=first_page, width=180
+        "Sort by", list(SORTS), key="sort", bind="query-params", on_change=first_page, width=170
     )
 
 sort, descending = SORTS[order]

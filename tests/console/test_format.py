@@ -91,6 +91,11 @@ def test_days_are_those_of_the_readers_calendar(step: timedelta, words: str) -> 
     assert ROME.days(NOW + step) == words
 
 
+def test_a_day_has_its_year_only_when_that_is_another_one() -> None:
+    assert ROME.day(NOW) == "21 Nov"  # late on the 20th in UTC
+    assert ROME.day(NOW + timedelta(days=365)).endswith(f" {NOW.year + 1}")
+
+
 def test_times_are_in_the_readers_zone() -> None:
     assert ROME.date(NOW) == "21 Nov 2026"
     assert ROME.time(NOW) == "21 Nov 2026, 00:30"

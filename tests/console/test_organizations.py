@@ -56,6 +56,7 @@ def test_the_run_out_is_the_first_wallet_at_the_pace_of_the_last_week(
     rows = listed(console(PAGE))["Runs out"]
     assert rows["Low Roofing"] == "now: Goal generation"
     assert rows["Healthy Roofing"] == ""
+    assert listed(console(PAGE, sort="Runs out first")).index[0] == "Low Roofing"
 
 
 def test_a_due_refresh_is_marked_and_does_not_change_the_figure(

@@ -77,6 +77,21 @@ def test_organizations_are_sorted_by_what_they_show_then_by_name(world: World, s
         assert paged == rows
 
 
+def test_who_runs_out_first_comes_first_and_who_does_not_last(world: World) -> None:
+    service = world.service()
+    ends: dict[UUID, Any] = {}
+    for row in service.run_outs(timedelta(days=365), 1000).rows:
+        ends.setdefault(row.organization_id, row.run_out_at)
+    assert ends  # else this shows nothing
+    rows = service.organizations(sort="run_out").rows
+    assert [row.organization_id for row in rows[: len(ends)]] == list(ends)
+    rest = [row.name for row in rows[len(ends) :]]
+    assert rest == sorted(rest)
+    assert len(rows) == 4
+    last = service.organizations(sort="run_out", descending=True).rows
+    assert [row.organization_id for row in last[: len(ends)]] == list(ends)[::-1]
+
+
 def test_levels_are_sorted_worst_first_and_none_last(world: World) -> None:
     rows = world.service().organizations(sort="level").rows
     assert [row.name[-1] for row in rows] == ["B", "D", "A", "C"]

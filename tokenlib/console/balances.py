@@ -57,15 +57,15 @@ def table(
             [
                 row.name,
                 f"{LEVELS[row.level].mark} {LEVELS[row.level].word}",
-                (row.plan or "none").capitalize(),
-                cards.STATUS.get(row.status, (row.status,))[0],
                 _runs_out(first.get(row.organization_id), context),
                 _refresh(row, context),
+                (row.plan or "none").capitalize(),
+                cards.STATUS.get(row.status, (row.status,))[0],
                 *(_cell(wallet, context) for wallet in line),
             ]
             for row, line in zip(organizations, cells, strict=True)
         ],
-        columns=["Organization", "Lowest", "Plan", "State", "Runs out", "Refresh", *titles],
+        columns=["Organization", "Lowest", "Runs out", "Refresh", "Plan", "State", *titles],
     )
     plain = len(data.columns) - 2 - len(titles)
     colors = pd.DataFrame(  # made in one go: cell by cell takes longer than the question
@@ -80,6 +80,10 @@ def table(
         hide_index=True,
         column_config={
             "Organization": links.column(OPEN),
+            "Lowest": st.column_config.Column(width=130),  # fixed, or what is long is cut
+            "Runs out": st.column_config.Column(
+                width=180, help="The first of its wallets, at the pace of the last 7 days."
+            ),
         },
         placeholder="—",
         alt="Balances of each organization by token type. A name opens the organization.",
@@ -127,7 +131,7 @@ def _runs_out(first: RunOut | None, context: Context) -> str:
         return ""
     if first.balance == 0:
         return f"now: {context.token_type(first.token_type)}"
-    return f"{context.date(first.run_out_at)}: {context.token_type(first.token_type)}"
+    return f"{context.day(first.run_out_at)}: {context.token_type(first.token_type)}"
 
 
 def _color(wallet: WalletRow | None) -> str:

@@ -93,8 +93,7 @@ def refresh(row: Wallet, context: Context) -> str:
     """When new tokens come, or that they are due and come with the next use."""
     if row.refresh_date <= context.now:
         return ":material/update: Refresh is due: new tokens come with the next use"
-    day = context.date(row.refresh_date).rpartition(" ")[0]  # a period is short: no year
-    return f"Refresh {context.days(row.refresh_date)}, {day}"
+    return f"Refresh {context.days(row.refresh_date)}, {context.day(row.refresh_date)}"
 
 
 def figure(label: str, now: int, before: int, note: str) -> None:

@@ -66,6 +66,11 @@ class Context:
         local = moment.astimezone(self.zone)
         return f"{local.day} {local:%b %Y}"
 
+    def day(self, moment: datetime) -> str:
+        """A day, with its year only when that is another one: 9 Dec."""
+        said, _, year = self.date(moment).rpartition(" ")
+        return said if int(year) == self.now.astimezone(self.zone).year else f"{said} {year}"
+
     def time(self, moment: datetime) -> str:
         """A minute: 9 Dec 2026, 14:05."""
         return f"{self.date(moment)}, {moment.astimezone(self.zone):%H:%M}"

@@ -101,22 +101,24 @@ def effect(preview: CostPreview, context: Context) -> None:
             f" ({change:+.0%}) in {fmt.count(len(preview.organizations), 'organization')};"
             f" **{fmt.number(len(preview.run_outs))}** of them would have run out."
         )
-        rows = (preview.run_outs or preview.organizations)[:_SHOWN]
-        tables.draw(
-            rows,
+        found = preview.run_outs or preview.organizations
+        rows = found[:_SHOWN]
+        data = tables.frame(rows, ["name", "plan", "tokens", "new_tokens"], context)
+        data["out"] = [context.day(row.run_out_at) if row.run_out_at else None for row in rows]
+        tables.show(
+            data,
             {
                 "name": "Organization",
                 "plan": "Plan",
                 "tokens": tables.number("Tokens"),
                 "new_tokens": tables.number("Would be"),
-                "run_out_at": tables.time("Out on", context.zone),
+                "out": "Out on",
             },
-            context,
             "What the new cost would have meant for each organization",
         )
+        shown = f"The first {_SHOWN} of them. " if len(found) > _SHOWN else ""
         st.caption(
-            f"The first {_SHOWN} of them. The same use is assumed; holds that run now keep the"
-            " cost they were made at."
+            f"{shown}The same use is assumed; holds that run now keep the cost they were made at."
         )
 
 

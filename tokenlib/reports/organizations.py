@@ -24,7 +24,15 @@ from tokenlib.reports.asking import (
 MAX_OFFSET = 10_000_000
 
 OrganizationSort = Literal[
-    "name", "plan", "status", "level", "balance", "total_used", "refresh_date", "last_used_at"
+    "name",
+    "plan",
+    "status",
+    "level",
+    "balance",
+    "total_used",
+    "refresh_date",
+    "last_used_at",
+    "run_out",
 ]
 
 
@@ -103,7 +111,8 @@ class OrganizationReports(Asking):
     ) -> Page[OrganizationRow]:
         """Organizations; `search` is part of a name or of a member's e-mail, or begins an id.
 
-        Sorted by `sort`, then by name; what has no value comes last.
+        Sorted by `sort`, then by name; what has no value comes last. "run_out" is when the first of
+        its wallets ends, as `run_outs` within a year has it.
         """
         id_from, id_to = _ids_that_begin(search)
         return self._organizations(

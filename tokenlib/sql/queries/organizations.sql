@@ -31,15 +31,38 @@ by_email as (
             else 1 end) filter (where a.token_type <> 'shared') as rank
     from public.ai_tokens a
     group by a.organization_id
+), week as (
+    -- The pace of overview.run_outs, for this order alone.
+    select organization_id, token_type, sum(tokens_deducted) as tokens
+    from public.ai_token_usage_log
+    where %(sort)s::text = 'run_out' and created_at >= (select now - interval '7 days' from clock)
+        and created_at < (select now from clock)
+    group by organization_id, token_type
+    having sum(tokens_deducted) > 0
+), run_outs as (
+    select a.organization_id, min(r.at) as at
+    from week w
+    join public.ai_tokens a
+        on a.organization_id = w.organization_id and a.token_type = w.token_type
+    cross join clock c
+    -- Compared before it is computed: a slow pace would overflow the calendar.
+    cross join lateral (select case when a.balance::numeric * 604800
+        < w.tokens * extract(epoch from interval '365 days')
+        then c.now + (a.balance * 7 / w.tokens)::float8 * interval '1 day' end as at) as r
+    where (a.allowance is not null or a.plan is null)
+        and (a.token_type = 'shared' or r.at < a.refresh_date)
+    group by a.organization_id
 ), filtered as (
     select c.*, case %(sort)s::text when 'plan' then p.position when 'balance' then h.balance
             when 'level' then h.rank when 'total_used' then h.total_used
             when 'refresh_date' then extract(epoch from h.refresh_date)
-            when 'last_used_at' then extract(epoch from h.last_used_at) end as key,
+            when 'last_used_at' then extract(epoch from h.last_used_at)
+            when 'run_out' then extract(epoch from r.at) end as key,
         case %(sort)s::text when 'name' then c.name when 'status' then c.status end as text
     from candidates c
     left join public.ai_token_plans p on %(sort)s::text = 'plan' and p.plan = c.plan
     left join held h on h.organization_id = c.id
+    left join run_outs r on r.organization_id = c.id
     where %(level)s::text is null
         or coalesce((array['red', 'yellow', 'green'])[h.rank], 'none') = %(level)s::text
 ), page as (
