@@ -47,6 +47,7 @@ class Settings:
     llm_model: str | None = None
     host: str = "127.0.0.1"
     port: int = 8501
+    api_places: int = 100
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -70,6 +71,7 @@ class Settings:
             llm_model=_text(environ, "TOKENLIB_LLM_MODEL"),
             host=_text(environ, "TOKENLIB_HOST") or cls.host,
             port=_integer(environ, "TOKENLIB_PORT", cls.port, 1, 65535),
+            api_places=_integer(environ, "TOKENLIB_API_PLACES", cls.api_places, 1, 100_000),
         )
 
     @property

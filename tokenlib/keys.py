@@ -25,16 +25,16 @@ from tokenlib.errors import ConfigurationError, InvalidInput
 Id = UUID | str
 
 MIN_PEPPER_BYTES = 32
-_PREFIX = "tkl_"
+PREFIX = "tkl_"
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_FORM = re.compile(rf"{_PREFIX}([0-9A-Za-z]{{43}})([0-9A-Za-z]{{6}})")
-_SHOWN = len(_PREFIX) + 6  # of the 43 random letters; the others stay secret
+_FORM = re.compile(rf"{PREFIX}([0-9A-Za-z]{{43}})([0-9A-Za-z]{{6}})")
+_SHOWN = len(PREFIX) + 6  # of the 43 random letters; the others stay secret
 
 
 def new_secret() -> str:
     """A new key as its caller shows it."""
     letters = _base62(secrets.randbits(256), 43)
-    return f"{_PREFIX}{letters}{_checksum(letters)}"
+    return f"{PREFIX}{letters}{_checksum(letters)}"
 
 
 def well_formed(secret: str) -> bool:

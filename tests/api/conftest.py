@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-import jwt
 import pytest
 from httpx2 import Response
 from psycopg import sql
@@ -18,12 +16,13 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from tests.api.callers import PEPPER, SETTINGS, bearer
 from tokenlib.api import create_app
 from tokenlib.config import Settings
+from tokenlib.domain import Scope
 from tokenlib.testing import TestDatabase
 from tokenlib.tokens import Tokens
 
-SECRET = "a secret of the tests, so long that HS512 would take it without a word of warning"
 CHECK_BALANCE = "/api/v1/tokens/check-balance"
 STATS = "/api/v1/tokens/stats"
 # Whatever a request could change.
@@ -34,6 +33,13 @@ _BOOKS = (
     "ai_token_grants",
     "ai_token_reservations",
     "ai_token_refusals",
+    "ai_token_changes",
+    "ai_token_organization_settings",
+    "ai_token_user_settings",
+    "ai_token_parameters",
+    "ai_token_api_keys",
+    "ai_token_api_requests",
+    "organizations",
 )
 
 
@@ -73,15 +79,6 @@ class Member:
         return self.client.get(STATS, params=params, headers=self.signed())
 
 
-def bearer(
-    claims: dict[str, Any], secret: str = SECRET, algorithm: str | None = "HS256"
-) -> dict[str, str]:
-    """An Authorization header. It is good for a minute; claims that are None are left out."""
-    wanted = {"exp": int(time.time()) + 60, **claims}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    return {"Authorization": f"Bearer {jwt.encode(wanted, secret, algorithm)}"}
-
-
 Serve = Callable[..., TestClient]
 Join = Callable[..., Member]
 Books = Callable[[], dict[str, list[Any]]]
@@ -90,10 +87,11 @@ Books = Callable[[], dict[str, list[Any]]]
 @pytest.fixture
 def serve(tokens: Tokens, tmp_path: Path) -> Iterator[Serve]:
     """Mount an API with settings of its own, on the test's gate unless told otherwise."""
+    tokens.pepper = PEPPER
     with ExitStack() as held:
 
         def serve(get_tokens: Callable[[], Tokens] = lambda: tokens, **settings: Any) -> TestClient:
-            chosen = Settings(data_dir=tmp_path, **({"jwt_secret": SECRET} | settings))
+            chosen = Settings(data_dir=tmp_path, **(SETTINGS | settings))
             app = Starlette(routes=[Mount("/api", app=create_app(get_tokens, chosen))])
             return held.enter_context(TestClient(app))
 
@@ -122,13 +120,121 @@ def member(join: Join) -> Member:
 def books(token_database: TestDatabase) -> Books:
     """Read every row that a request could change; equal before and after: nothing was touched."""
 
-    rows = sql.SQL("select t from public.{} t order by t")
+    # When a key was last used is no secret and no money: also a refused call is a use.
+    rows = sql.SQL(
+        "select case when {name} = 'ai_token_api_keys' then (to_jsonb(t) - 'last_used_at')::text"
+        " else t::text end as row from public.{table} t order by 1"
+    )
 
     def read() -> dict[str, list[Any]]:
         with token_database.connect() as owner:
             return {
-                table: owner.execute(rows.format(sql.Identifier(table))).fetchall()
+                table: owner.execute(
+                    rows.format(name=sql.Literal(table), table=sql.Identifier(table))
+                ).fetchall()
                 for table in _BOOKS
             }
 
     return read
+
+
+@pytest.fixture
+def staff(token_database: TestDatabase) -> Callable[[str], UUID]:
+    """Make a staff person of a role; return the user id."""
+
+    def staff(role: str) -> UUID:
+        person = uuid4()
+        with token_database.connect() as owner:
+            owner.execute(
+                "insert into tokenlib_staff (user_id, email, full_name, role, grants_per_day)"
+                " values (%s, %s, 'A staff person', %s, 50)",
+                (person, f"{person}@example.org", role),
+            )
+        return person
+
+    return staff
+
+
+class Api:
+    """Calls to one running API, as anybody."""
+
+    def __init__(self, client: TestClient) -> None:
+        self.client = client
+        self._count = 0
+
+    def get(self, path: str, who: dict[str, str], **params: Any) -> Response:
+        """Ask."""
+        return self.client.get(f"/api/v1{path}", headers=who, params=params)
+
+    def post(self, path: str, who: dict[str, str], key: str | None = None, **body: Any) -> Response:
+        """Do, under a new Idempotency-Key unless one is given; `body` is as JSON has it."""
+        self._count += 1
+        headers = who | {"Idempotency-Key": key or f"key {self._count}"}
+        return self.client.post(f"/api/v1{path}", headers=headers, json=body)
+
+
+@pytest.fixture
+def api(serve: Serve) -> Api:
+    """A running API."""
+    return Api(serve())
+
+
+@dataclass(frozen=True)
+class World:
+    """Two organizations on pro, staff, and a key for every purpose; each with its credentials."""
+
+    organization: UUID
+    user: UUID
+    other: UUID
+    other_user: UUID
+    admin: UUID
+    member: dict[str, str]
+    colleague: dict[str, str]
+    other_member: dict[str, str]
+    staff: dict[str, dict[str, str]]
+    keys: dict[str, dict[str, str]]
+    key_ids: dict[str, UUID]
+
+    @property
+    def path(self) -> str:
+        """Where the first organization's things are."""
+        return f"/organizations/{self.organization}"
+
+
+@pytest.fixture
+def world(tokens: Tokens, staff: Callable[[str], UUID]) -> World:
+    """Who calls in the tests."""
+    tokens.pepper = PEPPER
+    organization = tokens.create_organization("Acme", "pro")
+    user = tokens.add_member(organization, "A member", "member@example.org")
+    colleague = tokens.add_member(organization, "A colleague", "colleague@example.org")
+    other = tokens.create_organization("Globex", "pro")
+    other_user = tokens.add_member(other, "Another member", "another@example.org")
+    people = {"admin": staff("admin"), "support": staff("support")}
+    keys, ids = {}, {}
+    everything: list[Scope] = ["check", "spend", "read", "admin"]
+    wanted: dict[str, tuple[list[Scope], UUID | None]] = {
+        "all": ([*everything, "metrics"], None),
+        "own": (everything, organization),
+        "other": (everything, other),
+        **{scope: ([scope], None) for scope in (*everything, "metrics")},
+    }
+    for name, (scopes, place) in wanted.items():
+        made = tokens.staff_create_key(
+            people["admin"], f"The key {name}", scopes, place, reason="a test"
+        )
+        keys[name] = {"Authorization": f"Bearer {made.secret}"}
+        ids[name] = made.id
+    return World(
+        organization=organization,
+        user=user,
+        other=other,
+        other_user=other_user,
+        admin=people["admin"],
+        member=bearer({"sub": str(user)}),
+        colleague=bearer({"sub": str(colleague)}),
+        other_member=bearer({"sub": str(other_user)}),
+        staff={role: bearer({"sub": str(person)}) for role, person in people.items()},
+        keys=keys,
+        key_ids=ids,
+    )

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from tests.api.callers import SETTINGS
 from tokenlib.api import create_app
 from tokenlib.config import Settings
 from tokenlib.tokens import Tokens
@@ -24,7 +25,6 @@ from tokenlib.tokens import Tokens
 if TYPE_CHECKING:
     from tests.api.conftest import Member
 
-SECRET = "a secret of the tests, so long that HS512 would take it without a word of warning"
 CHECK_BALANCE = "/api/v1/tokens/check-balance"
 LIMIT = 65_536
 
@@ -58,7 +58,7 @@ def serving(app: Starlette) -> Iterator[int]:
 
 @pytest.fixture
 def port(tokens: Tokens, tmp_path: Path) -> Iterator[int]:
-    app = create_app(lambda: tokens, Settings(data_dir=tmp_path, jwt_secret=SECRET))
+    app = create_app(lambda: tokens, Settings(data_dir=tmp_path, **SETTINGS))
     with serving(Starlette(routes=[Mount("/api", app=app)])) as number:
         yield number
 
@@ -95,7 +95,7 @@ def test_one_key_from_many_callers_charges_once(
     assert tokens.get_token_balance(member.organization, "goal_generation").balance == 17
 
 
-def test_unknown_paths_and_methods_answer_in_the_old_form(http: httpx2.Client) -> None:
+def test_unknown_paths_and_methods_are_told(http: httpx2.Client) -> None:
     for path in (
         "/api/",
         "/api/v1",
@@ -109,7 +109,12 @@ def test_unknown_paths_and_methods_answer_in_the_old_form(http: httpx2.Client) -
         for method in ("GET", "POST"):
             answer = http.request(method, path)
             assert answer.status_code == 404, path
-            assert answer.json() == {"error": "There is nothing here."}
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["code"] == "not_found", path
+    answer = http.request("DELETE", "/api/v1/catalog")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    assert answer.json()["code"] == "method_not_allowed"
+    # The two old endpoints keep their own form.
     for method, path, allowed in (
         ("GET", CHECK_BALANCE, "POST"),
         ("DELETE", CHECK_BALANCE, "POST"),

@@ -58,6 +58,7 @@ VERBS = {
     "api_balances",
     "api_can_use",
     "api_keys",
+    "api_metrics",
     "api_write",
     "authenticate_key",
     "balances",

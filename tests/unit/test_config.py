@@ -27,6 +27,7 @@ def test_empty_values_are_unset() -> None:
     names = (
         "DATABASE_URL MIGRATION_URL DATA_DIR JWT_SECRET JWT_ISSUER JWT_AUDIENCE JWT_JWKS_URL"
         " KEY_PEPPER SWITCH POOL_SIZE PREPARE LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
+        " API_PLACES"
     )
     empty = {f"TOKENLIB_{name}": "" for name in names.split()}
     assert Settings.from_env(empty) == Settings.from_env({})
@@ -52,6 +53,7 @@ def test_every_variable_is_read() -> None:
             "TOKENLIB_LLM_MODEL": "small",
             "TOKENLIB_HOST": "0.0.0.0",
             "TOKENLIB_PORT": "9000",
+            "TOKENLIB_API_PLACES": "64",
         }
     )
     assert settings == Settings(
@@ -72,6 +74,7 @@ def test_every_variable_is_read() -> None:
         llm_model="small",
         host="0.0.0.0",
         port=9000,
+        api_places=64,
     )
     assert settings.sqlalchemy_url == "postgresql+psycopg://service:pw@db.example/app"
     assert settings.sqlalchemy_migration_url == "postgresql+psycopg://owner:pw@db.example/app"

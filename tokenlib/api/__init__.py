@@ -2,34 +2,56 @@
 
 from tokenlib.api import create_app
 app = create_app(lambda: tokens, Settings.from_env())
+
+A request passes guard.py (an id, bounds, one log line), door.py (who calls, the scope, the query,
+the body) and one function in routes/, which asks or does through the door; the database decides
+what the caller may. errors.py makes an answer of whatever goes wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
-from tokenlib.api import errors, routes
-from tokenlib.api.auth import BearerJwt
+from tokenlib.api import errors, openapi
+from tokenlib.api.auth import Authentication
 from tokenlib.api.guard import Guard
+from tokenlib.api.routes import keys, operating, reading, spending, staff, tokens
 from tokenlib.config import Settings
 from tokenlib.tokens import Tokens
 
 __all__ = ["create_app"]
 
+ROUTERS = (spending, reading, staff, keys, operating, tokens)
+
 
 def create_app(get_tokens: Callable[[], Tokens], settings: Settings) -> FastAPI:
     """The API on the gate that `get_tokens` gives, asked anew for every request.
 
-    Callers show a JWT that `settings.jwt_secret` signed; without a secret every call is refused.
-    Raises ConfigurationError for a secret that is too short.
+    Callers show a JWT of the configured issuer, or an API key. Raises ConfigurationError for
+    settings that cannot be meant.
     """
-    # No generated pages: the two endpoints keep the old form, which docs/guide.md describes.
-    api = FastAPI(title="tokenlib", openapi_url=None, redirect_slashes=False)
+    # Its own description and page: FastAPI's load a viewer from elsewhere.
+    api = FastAPI(
+        title="tokenlib",
+        version=version("tokenlib-ai"),
+        openapi_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_name,
+    )
     api.state.get_tokens = get_tokens
-    api.state.bearer = BearerJwt(settings)
-    api.include_router(routes.router)
+    api.state.authentication = Authentication(settings, get_tokens)
+    for each in ROUTERS:
+        api.include_router(each.router)
+    api.openapi = partial(openapi.build, api)  # type: ignore[method-assign]  # as FastAPI's manual says
     errors.register(api)
-    api.add_middleware(Guard)
+    api.add_middleware(Guard, places=settings.api_places)
     return api
+
+
+def _name(route: APIRoute) -> str:
+    return f"old_{route.name}" if route.path in errors.OLD_PATHS else route.name

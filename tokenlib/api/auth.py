@@ -1,7 +1,16 @@
-"""Who calls: the `sub` of a bearer JWT is the user's id. What it may see, the database decides."""
+"""Who calls: a person with a JWT, or a server of the product with an API key.
+
+Both stand in `Authorization: Bearer …`. What the caller may see and do, the database decides; here
+it is only settled who it is.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import jwt
@@ -10,48 +19,105 @@ from fastapi.datastructures import Headers
 
 from tokenlib.config import MIN_SECRET_BYTES, Settings
 from tokenlib.errors import ConfigurationError
+from tokenlib.keys import PREFIX
+from tokenlib.tokens import Tokens
+
+_JWKS_LIFESPAN_SECONDS = 300
+_JWKS_TIMEOUT_SECONDS = 5
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls. `scopes` and `organization_id` are a key's; None: a person, or a key for all."""
+
+    id: UUID
+    kind: Literal["person", "key"]
+    scopes: tuple[str, ...] = ()
+    organization_id: UUID | None = None
+
+
+class Authentication:
+    """Settles who calls; 401 for whatever is not right in the credentials."""
+
+    def __init__(self, settings: Settings, get_tokens: Callable[[], Tokens]) -> None:
+        self._jwt = BearerJwt(settings)
+        self._get_tokens = get_tokens
+
+    def caller(self, headers: Headers) -> Caller:
+        """Who calls, person or key. May ask the database or the issuer: not for the event loop."""
+        shown = _bearer(headers, "a JWT or an API key")
+        if not shown.startswith(PREFIX):
+            return Caller(self._jwt.read(shown), "person")
+        key = self._get_tokens().key_of(shown)
+        if key is None:
+            raise _unauthorized("The API key is not valid here", rejected=True)
+        return Caller(key["id"], "key", tuple(key["scopes"]), key["organization_id"])
+
+    def user_id(self, headers: Headers) -> UUID:
+        """The person who calls: the two old endpoints know no other callers."""
+        self._jwt.require()
+        return self._jwt.read(_bearer(headers, "<JWT>"))
 
 
 class BearerJwt:
-    """Reads the user's id from the Authorization header; 401 for whatever is not right in it."""
+    """Reads the user's id from a JWT of the one issuer that is configured.
+
+    Its algorithm is fixed, HS256 by a secret or RS256 and ES256 by the issuer's JWKS, never the
+    caller's choice. `exp`, `sub`, `iss` and `aud` are required.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        secret = settings.jwt_secret
+        secret, jwks_url = settings.jwt_secret, settings.jwt_jwks_url
         if secret is not None and len(secret.encode()) < MIN_SECRET_BYTES:
             raise ConfigurationError(f"jwt_secret must be at least {MIN_SECRET_BYTES} bytes long.")
+        if secret is not None and jwks_url is not None:
+            raise ConfigurationError(
+                "Set TOKENLIB_JWT_SECRET or TOKENLIB_JWT_JWKS_URL: one issuer signs in one way."
+            )
+        self._algorithms = ["HS256"] if jwks_url is None else ["RS256", "ES256"]
         self._secret = secret
+        self._jwks = None if jwks_url is None else _jwks_client(jwks_url)
+        self._lock = threading.Lock()
         self._issuer = settings.jwt_issuer
         self._audience = settings.jwt_audience
 
-    def user_id(self, headers: Headers) -> UUID:
-        """The id of the user who calls."""
-        if self._secret is None:
-            raise _unauthorized("This server accepts no API calls until TOKENLIB_JWT_SECRET is set")
-        values = headers.getlist("authorization")
-        scheme, _, encoded = values[0].partition(" ") if len(values) == 1 else ("", "", "")
-        if scheme.lower() != "bearer" or not encoded.strip():
-            raise _unauthorized("Sign in: send the header Authorization: Bearer <JWT>")
-        return self._read(encoded.strip(), self._secret)
+    def require(self) -> None:
+        """Raise 401 while JWTs cannot be checked, with what has to be set."""
+        missing = [
+            name
+            for name, value in (
+                ("TOKENLIB_JWT_SECRET", self._secret or self._jwks),
+                ("TOKENLIB_JWT_ISSUER", self._issuer),
+                ("TOKENLIB_JWT_AUDIENCE", self._audience),
+            )
+            if value is None
+        ]
+        if missing:
+            raise _unauthorized(f"This server accepts no JWT until {' and '.join(missing)} is set")
 
-    def _read(self, encoded: str, secret: str) -> UUID:
+    def read(self, encoded: str) -> UUID:
+        """The id of the user whom the JWT speaks of."""
+        self.require()
         try:
-            claims = jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 encoded,
-                secret,
-                # One algorithm, never the caller's choice.
-                algorithms=["HS256"],
+                self._key(encoded),
+                algorithms=self._algorithms,
                 audience=self._audience,
                 issuer=self._issuer,
-                # An audience or issuer that is asked for is also required.
                 options={
-                    "require": ["exp", "sub"],
-                    "verify_aud": self._audience is not None,
+                    "require": ["exp", "sub", "aud", "iss"],
                     # An issuer whose clock is a second ahead is no attack; exp and nbf hold.
                     "verify_iat": False,
                 },
             )
         except jwt.ExpiredSignatureError:
             raise _unauthorized("The JWT has expired. Sign in again", rejected=True) from None
+        except jwt.PyJWKClientConnectionError as error:
+            raise HTTPException(
+                503, "The issuer of the JWT cannot be asked now.", headers={"Retry-After": "5"}
+            ) from error
         except jwt.PyJWTError:
             raise _unauthorized("The JWT is not valid here", rejected=True) from None
         try:
@@ -59,6 +125,30 @@ class BearerJwt:
         except ValueError:
             problem = "The JWT's sub must be the user's id, a UUID"
             raise _unauthorized(problem, rejected=True) from None
+
+    def _key(self, encoded: str) -> Any:
+        if self._jwks is None:
+            return self._secret
+        # The header is the caller's: what it asks for is looked at before anything is fetched.
+        if jwt.get_unverified_header(encoded).get("alg") not in self._algorithms:
+            raise jwt.InvalidAlgorithmError
+        with self._lock:  # one fetch, however many ask
+            return self._jwks.get_signing_key_from_jwt(encoded)
+
+
+def _jwks_client(url: str) -> jwt.PyJWKClient:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+        raise ConfigurationError("TOKENLIB_JWT_JWKS_URL must start with https://.")
+    return jwt.PyJWKClient(url, lifespan=_JWKS_LIFESPAN_SECONDS, timeout=_JWKS_TIMEOUT_SECONDS)
+
+
+def _bearer(headers: Headers, what: str) -> str:
+    values = headers.getlist("authorization")
+    scheme, _, shown = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not shown.strip():
+        raise _unauthorized(f"Sign in: send the header Authorization: Bearer {what}")
+    return shown.strip()
 
 
 def _unauthorized(problem: str, *, rejected: bool = False) -> HTTPException:

@@ -1,16 +1,26 @@
-"""Every error in the old form, `{"error": "…"}`, with the status that old callers know."""
+"""Every error as an answer: problem details (RFC 9457), and the old form for the two old endpoints.
+
+A caller learns what it did wrong and how to go on; what the server or its database said is for the
+log. Another's organization and one that does not exist are the same 404.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Mapping
+from contextvars import ContextVar
+from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 
+from tokenlib.domain import plain
 from tokenlib.errors import (
     DatabaseUnavailable,
     IdempotencyConflict,
@@ -18,7 +28,9 @@ from tokenlib.errors import (
     InvalidInput,
     LoginRefused,
     NotAMember,
+    NotFound,
     NotMigrated,
+    PermissionDenied,
     RateLimited,
     Refused,
     TokenlibError,
@@ -28,9 +40,18 @@ from tokenlib.errors import (
 
 log = logging.getLogger("tokenlib")
 
+# Of the request that this task works on; every log line has it.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+OLD_PATHS = ("/v1/tokens/check-balance", "/v1/tokens/stats")
+
 # The same for a stranger, for another organization and for one that does not exist.
 NOT_YOURS = "You are not a member of this organization."
+NOTHING = "There is nothing here that you may see."
 FAILED = "The server failed. What was asked was not done or not confirmed; try again later."
+BUSY = "The server is busy. Try again shortly."
+_NO_PATH = "There is nothing here."
+_NO_METHOD = "This method is not allowed here."
 _UNAVAILABLE = (
     "The service cannot answer now. Try again shortly, with the same Idempotency-Key if you sent"
     " one, so that nothing is charged twice."
@@ -43,15 +64,116 @@ _FIELDS = {
     "featureUsed": "featureUsed must be the name of a feature.",
     "action": "action must be check or deduct.",
 }
+# Where a status alone says what is wrong.
+_BY_STATUS = {
+    400: "invalid_request",
+    401: "unauthorized",
+    403: "permission_denied",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "too_slow",
+    413: "too_large",
+    500: "failed",
+    503: "unavailable",
+}
+# Every code that a problem can have.
+CODES = {
+    "invalid_request": (400, "What was sent cannot be understood; errors says where."),
+    "invalid_input": (400, "A value that no rule could accept; errors names the field."),
+    "unknown_feature": (400, "The catalog has no such feature; the known ones are named."),
+    "unknown_token_type": (400, "The catalog has no such token type."),
+    "unknown_plan": (400, "The catalog has no such plan."),
+    "unauthorized": (401, "No credentials, or none that are good here."),
+    "insufficient_tokens": (402, "Neither the wallet nor a pack pays."),
+    "payment_failed": (402, "The last payment failed; balances are kept."),
+    "feature_not_in_plan": (403, "The plan does not include the feature."),
+    "organization_paused": (403, "An operator suspended the organization."),
+    "user_paused": (403, "An operator paused this user."),
+    "not_a_member": (403, "The user is not a member of the organization."),
+    "missing_scope": (403, "The API key lacks the scope that the endpoint asks for."),
+    "permission_denied": (403, "The caller may not do this."),
+    "not_found": (404, "No such path, or nothing there that the caller may see."),
+    "method_not_allowed": (405, "The path takes other methods; Allow names them."),
+    "too_slow": (408, "The body took too long to arrive."),
+    "in_progress": (409, "Somebody holds a live reservation under this key."),
+    "in_flight": (409, "A call with this Idempotency-Key is still running."),
+    "already_spent": (409, "The key was charged before: do not make the AI call again."),
+    "reservation_over": (409, "The reservation was released, has expired or was charged."),
+    "already_refunded": (409, "The charge was given back before."),
+    "nothing_to_refund": (409, "The charge cost no tokens."),
+    "api_key_over": (409, "The API key is revoked or has expired."),
+    "too_large": (413, "The body is larger than 64 KiB."),
+    "idempotency_conflict": (422, "The Idempotency-Key was used for another request."),
+    "rate_limited": (429, "A limit was reached; Retry-After says when, if it helps."),
+    "failed": (500, "The server failed; try again later, with the same Idempotency-Key."),
+    "busy": (503, "Every place is taken; Retry-After says when to try again."),
+    "unavailable": (503, "It cannot answer now."),
+    "database_unavailable": (503, "The database does not answer; outcome says what is known."),
+}
 
 
-def answer(status: int, problem: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error response in the old form."""
-    return JSONResponse({"error": problem}, status, headers)
+class NotYours(TokenlibError):
+    """What was asked about is another's, or does not exist: nobody is told which."""
+
+    code = "not_found"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__(NOTHING)
 
 
-def problem(error: ValidationError) -> str:
-    """What is wrong with the question, by the name that the caller used."""
+class InFlight(TokenlibError):
+    """A call with the same Idempotency-Key has not ended yet."""
+
+    code = "in_flight"
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__("A call with this Idempotency-Key is still running. Try again shortly.")
+
+
+class MissingScope(TokenlibError):
+    """The API key lacks the scope that the endpoint asks for."""
+
+    code = "missing_scope"
+    status = 403
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"The API key lacks the scope {scope}.", scope=scope)
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    **data: Any,
+) -> JSONResponse:
+    """An error as problem details; `data` goes beside the standard members, in camelCase."""
+    members = {
+        "type": f"/api/v1/docs#{code.replace('_', '-')}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "requestId": request_id.get(),
+    }
+    extra = {to_camel(name): plain(value) for name, value in data.items()}
+    return JSONResponse(extra | members, status, headers, "application/problem+json")
+
+
+def answer(status: int, said: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error in the old form."""
+    return JSONResponse({"error": said}, status, headers)
+
+
+def failed(path: str) -> JSONResponse:
+    """What nobody foresaw."""
+    return answer(500, FAILED) if path in OLD_PATHS else problem(500, "failed", FAILED)
+
+
+def old_problem(error: ValidationError) -> str:
+    """What is wrong with a question in the old form, by the name that the caller used."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "missing":
@@ -60,17 +182,58 @@ def problem(error: ValidationError) -> str:
 
 
 def register(api: FastAPI) -> None:
-    """Answer HTTP errors and tokenlib's errors in the old form."""
+    """Answer HTTP errors, bad input and tokenlib's errors, each in the form of its endpoint."""
     api.exception_handler(HTTPException)(_http)
+    api.exception_handler(RequestValidationError)(_invalid)
     api.exception_handler(TokenlibError)(_tokenlib)
 
 
-async def _http(_: Request, error: HTTPException) -> JSONResponse:
-    words = {404: "There is nothing here.", 405: "This method is not allowed here."}
-    return answer(error.status_code, words.get(error.status_code, str(error.detail)), error.headers)
+def is_old(request: Request) -> bool:
+    """Whether the path is one of the two old endpoints."""
+    return request.scope["path"].removeprefix(request.scope.get("root_path", "")) in OLD_PATHS
 
 
-async def _tokenlib(_: Request, error: TokenlibError) -> JSONResponse:
+async def _http(request: Request, error: HTTPException) -> JSONResponse:
+    status = error.status_code
+    said = {404: _NO_PATH, 405: _NO_METHOD}.get(status, str(error.detail))
+    if is_old(request):
+        return answer(status, said, error.headers)
+    if status == 400:
+        said = "The body must be JSON."
+    return problem(status, _BY_STATUS.get(status, "failed"), said, error.headers)
+
+
+async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    # Where and what, never the value: it may be a prompt.
+    errors = [
+        {
+            "field": ".".join(str(part) for part in each["loc"][1:])[:100] or str(each["loc"][0]),
+            "problem": str(each["msg"])[:200],
+        }
+        for each in error.errors()[:20]
+    ]
+    first = errors[0] if errors else {"field": "request", "problem": "cannot be understood"}
+    detail = f"{first['field']}: {first['problem']}."
+    return problem(400, "invalid_request", detail, errors=errors)
+
+
+async def _tokenlib(request: Request, error: TokenlibError) -> JSONResponse:
+    if isinstance(error, DatabaseUnavailable | LoginRefused | NotMigrated):
+        # The driver's words name hosts, folders and logins: they are for the log.
+        log.error("API request %s refused: %s", request_id.get(), error)
+        if is_old(request):
+            return answer(503, _UNAVAILABLE, _retry(_RETRY_SECONDS))
+        outcome = error.outcome if isinstance(error, DatabaseUnavailable) else "not_charged"
+        code, again = DatabaseUnavailable.code, _retry(_RETRY_SECONDS)
+        return problem(503, code, _UNAVAILABLE, again, outcome=outcome)
+    known = _old(error) if is_old(request) else _new(error)
+    if known is not None:
+        return known
+    log.error("API request %s failed: %s", request_id.get(), error, exc_info=error)
+    return answer(500, FAILED) if is_old(request) else problem(500, "failed", FAILED)
+
+
+def _old(error: TokenlibError) -> JSONResponse | None:
     match error:
         case UnknownFeature():
             known = ", ".join(error.known)
@@ -88,12 +251,49 @@ async def _tokenlib(_: Request, error: TokenlibError) -> JSONResponse:
             return answer(403, error.message)
         case InProgress() | IdempotencyConflict():
             return answer(error.status, error.message)
-        case DatabaseUnavailable() | LoginRefused() | NotMigrated():
-            # The driver's words name hosts, folders and logins: they are for the log.
-            log.error("API request refused: %s", error)
-            return answer(503, _UNAVAILABLE, _retry(_RETRY_SECONDS))
-    log.error("API request failed: %s", error, exc_info=error)
-    return answer(500, FAILED)
+    return None
+
+
+def _new(error: TokenlibError) -> JSONResponse | None:
+    match error:
+        case InvalidInput():
+            field = "Idempotency-Key" if error.field == "idempotency_key" else to_camel(error.field)
+            said = error.message.removeprefix(error.field).strip()
+            errors = [{"field": field, "problem": said.rstrip(".")}]
+            return problem(400, error.code, f"{field} {said.rstrip('.')}.", errors=errors)
+        case NotFound() | NotYours():
+            return problem(404, "not_found", NOTHING)
+        case NotAMember():
+            return problem(403, error.code, "The user is not a member of this organization.")
+        case RateLimited():
+            return problem(
+                429, error.code, error.message, limit_headers(error), **_data(error.data)
+            )
+        case InFlight():
+            return problem(error.status, error.code, error.message, _retry(1))
+        case IdempotencyConflict():
+            said = "This Idempotency-Key was used for another request. Use a new one."
+            return problem(error.status, error.code, said)
+        case PermissionDenied() if error.message.startswith("The database refused"):
+            return None
+    if error.status < 500:
+        return problem(error.status, error.code, error.message, **_data(error.data))
+    return None
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the error tells, without what would tell of others."""
+    return {name: value for name, value in data.items() if name not in ("organization_id", "id")}
+
+
+def limit_headers(error: RateLimited) -> dict[str, str] | None:
+    """When to try again; None when that would not help."""
+    if error.retry_after is None:
+        return None
+    seconds = max(1, math.ceil(error.retry_after))
+    who = error.limit.split("_", 1)[0]
+    who = who if who in ("key", "organization") else "user"
+    return _retry(error.retry_after) | {"RateLimit": f'"{who}";r=0;t={seconds}'}
 
 
 def _retry(seconds: float) -> dict[str, str]:

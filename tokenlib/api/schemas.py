@@ -1,109 +1,531 @@
-"""Bodies of the two old endpoints. Their names are a contract: camelCase outside, ours inside."""
+"""What is asked and answered beyond the two old endpoints: camelCase outside, ours inside.
+
+What is not known is refused, and nothing is converted: "3" is no number.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AliasGenerator, BaseModel, ConfigDict, Field
+from pydantic import AliasGenerator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from tokenlib.domain import Stats, Usage
-from tokenlib.errors import InsufficientTokens
+from tokenlib.domain import MAX_TOKENS, MAX_UNITS, Balance, GrantKind, Mode, OrganizationStatus
+from tokenlib.reports.explain import Story
+from tokenlib.reports.series import UsageRow
 
 
-class _Question(BaseModel):
-    # Old callers send more than is asked: what is not known is ignored.
-    model_config = ConfigDict(alias_generator=to_camel, extra="ignore", frozen=True)
+def _no_number(value: object) -> object:
+    if isinstance(value, str | datetime | None):
+        return value
+    raise ValueError("must be a time as text, with a time zone")
 
 
-class _Answer(BaseModel):
-    model_config = ConfigDict(alias_generator=AliasGenerator(serialization_alias=to_camel))
+def text(most: int) -> Any:
+    """Text that PostgreSQL can keep and that says something."""
+    return Field(min_length=1, max_length=most, pattern=r"^[^\x00]*$")
 
 
-class CheckBalance(_Question):
-    """What is asked of check-balance: the question, or the charge."""
+# Named in the catalog, which is the database's; a name without a blank or a control character.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])]
+Moment = Annotated[AwareDatetime, BeforeValidator(_no_number, json_schema_input_type=AwareDatetime)]
+Units = Annotated[int, Field(strict=True, ge=1, le=MAX_UNITS)]
+Tokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
+Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*\S[^\x00]*$")]
 
+
+class Question(BaseModel):
+    """A body that is asked."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """A body that is answered."""
+
+    model_config = ConfigDict(
+        alias_generator=AliasGenerator(serialization_alias=to_camel), from_attributes=True
+    )
+
+
+class InvalidField(Answer):
+    """One thing that is wrong with a request."""
+
+    field: str
+    problem: str
+
+
+class Problem(Answer):
+    """Why there is no other answer (RFC 9457). `code` is stable, `detail` is for people."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "example": {
+                "type": "/api/v1/docs#insufficient-tokens",
+                "title": "Payment Required",
+                "status": 402,
+                "detail": "Insufficient tokens. Need 3, have 2. Tokens refresh on 2026-04-01.",
+                "code": "insufficient_tokens",
+                "requestId": "5f0c3f5f3d0b4f0c9a3b1f6f3c2d1e0f",
+                "tokenType": "goal_generation",
+                "needed": 3,
+                "available": 2,
+            }
+        },
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[InvalidField] | None = None
+
+
+# Spending ----------------------------------------------------------------------------------------
+
+
+class _Spend(Question):
+    feature: Name
+    units: Units = 1
+    user_id: UUID | None = Field(
+        None, description="The member who spends. Needed with an API key; a person is their own."
+    )
+    metadata: dict[str, Any] | None = Field(None, description="JSON of at most 16 KiB.")
+
+
+class ChargeQuestion(_Spend):
+    """Charge a feature at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"feature": "generate_goal", "metadata": {"quarter": "2026-Q2"}}
+        }
+    )
+
+
+class ReservationQuestion(_Spend):
+    """Hold the cost of a feature while the AI call runs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"feature": "generate_goal", "units": 2, "holdSeconds": 300}}
+    )
+
+    hold_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] | None = Field(
+        None, description="The life of the hold; 10 minutes unless said."
+    )
+
+
+class SettleQuestion(Question):
+    """Charge what was used of a hold, all of it unless said; the rest goes back."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"units": 1}})
+
+    units: Units | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class ReleaseQuestion(Question):
+    """Give a hold back."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"reason": "The user cancelled"}})
+
+    reason: Reason | None = None
+
+
+class ReasonQuestion(Question):
+    """Why something is done; it is on record."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"reason": "The answer was empty"}})
+
+    reason: Reason
+
+
+class Charge(Answer):
+    """One charge as the usage log has it. `tokensWaived` is what the switch let through."""
+
+    id: UUID
     organization_id: UUID
-    # PostgreSQL has no NUL in text; every other name is looked up in the catalog.
-    feature_used: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
-    action: Literal["check", "deduct"] = "check"
-
-
-class StatsQuery(_Question):
-    """What is asked of stats."""
-
-    organization_id: UUID
-
-
-class HasTokens(_Answer):
-    """The answer to `check`."""
-
-    has_tokens: bool
-
-
-class Deduction(_Answer):
-    """The answer to `deduct`: charged, or too few tokens."""
-
-    success: bool
+    user_id: UUID | None
+    feature: str
+    token_type: str
+    tokens_deducted: int
+    tokens_waived: int
     remaining_balance: int
+    created_at: datetime
+
+
+class Reservation(Answer):
+    """Tokens held while the AI call runs; it ends deducted, released, or by itself."""
+
+    id: UUID
+    organization_id: UUID
+    user_id: UUID
+    feature: str
+    token_type: str
+    units: int
+    tokens: int
+    remaining_balance: int
+    expires_at: datetime
+
+
+class Released(Answer):
+    """A hold that was given back."""
+
+    id: UUID
+    organization_id: UUID
+    token_type: str
+    remaining_balance: int
+
+
+class Refund(Answer):
+    """A charge that was given back."""
+
+    usage_id: UUID
+    organization_id: UUID
+    feature: str
+    token_type: str
+    tokens: int
+    remaining_balance: int
+    created_at: datetime
+
+
+class Verdict(Answer):
+    """Whether the user may run the feature now, and the rule that would refuse."""
+
+    allowed: bool
+    rule: str | None
     message: str
-
-    @classmethod
-    def charged(cls, usage: Usage) -> Deduction:
-        """The answer for a charge; the same again for its replay."""
-        return cls(
-            success=True,
-            remaining_balance=usage.remaining_balance,
-            message=f"Used {usage.tokens_deducted} tokens for {usage.feature}",
-        )
-
-    @classmethod
-    def refused(cls, error: InsufficientTokens) -> Deduction:
-        """The answer when the balance does not pay: no error in the old form."""
-        return cls(
-            success=False,
-            remaining_balance=error.available,
-            message=f"Insufficient tokens. Need {error.needed}, have {error.available}",
-        )
+    needed: int
+    available: int
+    token_type: str
+    refresh_date: datetime | None
+    retry_after: float | None
 
 
-class Wallet(BaseModel):
-    """One token type in the answer of stats, in the table's own names."""
+# Reading -----------------------------------------------------------------------------------------
+
+
+class Wallet(Answer):
+    """One wallet, current: `totalAllocated` = `balance` + `reserved` + `totalUsed`.
+
+    `allowance` is what the plan gives per period; null means unlimited.
+    """
 
     token_type: str
     balance: int
-    total_allocated: int
+    reserved: int
     total_used: int
+    total_allocated: int
+    allowance: int | None
+    period_start: datetime
     refresh_date: datetime
+    last_used_at: datetime | None
 
 
-class StatsAnswer(_Answer):
-    """Totals of an organization, and each wallet."""
+class Balances(Answer):
+    """Every wallet of an organization, in the catalog's order."""
 
+    organization_id: UUID
+    wallets: list[Wallet]
+
+
+class Totals(Answer):
+    """Totals of an organization over its wallets, and each wallet."""
+
+    organization_id: UUID
     total_balance: int
-    total_allocated: int
+    total_reserved: int
     total_used: int
+    total_allocated: int
     refresh_date: datetime | None
-    by_type: list[Wallet]
+    wallets: list[Wallet]
 
     @classmethod
-    def of(cls, stats: Stats) -> StatsAnswer:
-        """The library's answer in the old form."""
+    def of(cls, organization_id: UUID, wallets: Sequence[Balance]) -> Totals:
+        """The sums over these wallets."""
         return cls(
-            total_balance=stats.total_balance,
-            total_allocated=stats.total_allocated,
-            total_used=stats.total_used,
-            refresh_date=stats.refresh_date,
-            by_type=[
-                Wallet(
-                    token_type=wallet.token_type,
-                    balance=wallet.balance,
-                    total_allocated=wallet.total_allocated,
-                    total_used=wallet.total_used,
-                    refresh_date=wallet.refresh_date,
-                )
-                for wallet in stats.by_type
-            ],
+            organization_id=organization_id,
+            total_balance=sum(wallet.balance for wallet in wallets),
+            total_reserved=sum(wallet.reserved for wallet in wallets),
+            total_used=sum(wallet.total_used for wallet in wallets),
+            total_allocated=sum(wallet.total_allocated for wallet in wallets),
+            refresh_date=min((wallet.refresh_date for wallet in wallets), default=None),
+            wallets=[Wallet.model_validate(wallet) for wallet in wallets],
         )
+
+
+class HistoryRow(Answer):
+    """One charge of the past. `metadata` is what came with it, or null once it was erased."""
+
+    id: UUID
+    user_id: UUID | None
+    feature: str
+    token_type: str
+    units: int
+    tokens: int
+    waived: int
+    remaining_balance: int
+    refunded: bool
+    reservation_id: UUID | None
+    metadata: Mapping[str, Any] | None
+    created_at: datetime
+
+
+class History(Answer):
+    """Charges, the latest first. `nextCursor` asks for the page after this one; null: the last."""
+
+    rows: list[HistoryRow]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, rows: Sequence[UsageRow], next_cursor: str | None) -> History:
+        """One page."""
+        return cls(rows=[HistoryRow.model_validate(row) for row in rows], next_cursor=next_cursor)
+
+
+class Movement(Answer):
+    """Movements of one kind: how many, and their sum (below 0: it lowered the balance)."""
+
+    kind: str
+    detail: str | None
+    label: str
+    count: int
+    tokens: int
+    waived: int
+
+
+class Explanation(Answer):
+    """How a balance came to be: `opening` + the sum of `lines` = `balance` + `held`, always."""
+
+    organization_id: UUID
+    token_type: str
+    at: datetime
+    opened_by: str
+    opened_at: datetime
+    opening: int
+    lines: list[Movement]
+    holds: int
+    held: int
+    balance: int
+    used: int
+    unlimited: bool
+    refresh_date: datetime
+
+    @classmethod
+    def of(cls, story: Story) -> Explanation:
+        """The library's story."""
+        return cls.model_validate(story)
+
+
+class CatalogFeature(Answer):
+    """What one unit of a feature costs, and which token type pays."""
+
+    feature: str
+    title: str
+    token_type: str
+    cost: int
+
+
+class Allowance(Answer):
+    """What a plan gives of a token type per period; null is unlimited."""
+
+    plan: str
+    token_type: str
+    allowance: int | None
+
+
+class CatalogAnswer(Answer):
+    """Plans, token types, features, costs and allowances as they stand now."""
+
+    features: list[CatalogFeature]
+    token_types: list[str]
+    plans: list[str]
+    allowances: list[Allowance]
+
+
+# Staff -------------------------------------------------------------------------------------------
+
+
+class GrantQuestion(Question):
+    """Add tokens. `shared` pays for every feature."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"tokenType": "goal_generation", "amount": 10, "reason": "Goodwill"}
+        }
+    )
+
+    token_type: Name
+    amount: Tokens
+    kind: Literal["purchase", "gift", "adjustment"] = "gift"
+    source: Annotated[str, text(200)] = "api"
+    effective_at: Moment | None = None
+    expires_at: Moment | None = None
+    reason: Reason
+
+
+class GrantAnswer(Answer):
+    """An addition of tokens; `balance` is its wallet's after it."""
+
+    id: UUID
+    organization_id: UUID
+    token_type: str
+    kind: GrantKind
+    source: str
+    amount: int
+    balance: int
+    effective_at: datetime
+    expires_at: datetime | None
+
+
+class PlanQuestion(Question):
+    """Move to another plan: the new allowance less what was used, never a refill."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"plan": "enterprise", "reason": "Upgrade, invoice 7"}}
+    )
+
+    plan: Name
+    reason: Reason
+
+
+class StatusQuestion(Question):
+    """The payment state; AI runs only while it is `active`. `suspended` pauses it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"status": "suspended", "reason": "Asked for"}}
+    )
+
+    status: OrganizationStatus
+    reason: Reason
+
+
+class PauseQuestion(Question):
+    """Pause or resume one user."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"paused": True, "reason": "A script gone wild"}}
+    )
+
+    paused: Annotated[bool, Field(strict=True)] = True
+    reason: Reason
+
+
+class SwitchQuestion(Question):
+    """The emergency switch, for one organization or everyone; back by itself at `until`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"mode": "log_only", "reason": "A launch"}}
+    )
+
+    mode: Mode
+    organization_id: UUID | None = None
+    until: Moment | None = None
+    reason: Reason
+
+
+class RequestLimitQuestion(Question):
+    """How many charges and holds a minute are taken from an organization; null is no own limit."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"requestsPerMinute": 600, "reason": "A quiet neighbour"}}
+    )
+
+    requests_per_minute: Tokens | None
+    reason: Reason
+
+
+class Done(Answer):
+    """It was done and is on record."""
+
+    organization_id: UUID | None
+    done: Literal[True] = True
+
+
+# API keys ----------------------------------------------------------------------------------------
+
+ScopeName = Literal["check", "spend", "read", "admin", "metrics"]
+
+
+class KeyQuestion(Question):
+    """Make a key, for one organization or (without) for all. Limits are its own; null is off."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "name": "The product's server",
+                "scopes": ["check", "spend"],
+                "reason": "Launch",
+            }
+        }
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*\S[^\x00]*$")]
+    scopes: Annotated[
+        list[ScopeName], Field(min_length=1, max_length=5, json_schema_extra={"uniqueItems": True})
+    ]
+    organization_id: UUID | None = None
+    expires_at: Moment | None = None
+    requests_per_minute: Tokens | None = None
+    seconds_between_requests: Tokens | None = None
+    tokens_per_request: Tokens | None = None
+    limit_users: Annotated[bool, Field(strict=True)] = False
+    reason: Reason
+
+
+class RotateQuestion(Question):
+    """Give a key a new secret; the one before it is good for a while."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"overlapSeconds": 86400, "reason": "Once a year"}}
+    )
+
+    overlap_seconds: Annotated[int, Field(strict=True, ge=0, le=2_592_000)] = 86_400
+    reason: Reason
+
+
+class NewKey(Answer):
+    """A key and its secret. `secret` is shown once: a replay of the call has null there."""
+
+    id: UUID
+    organization_id: UUID | None
+    start: str
+    secret: str | None
+
+
+class KeyRow(Answer):
+    """A key as it stands. `start` is what it begins with; `oldUntil` when its old secret ends."""
+
+    id: UUID
+    organization_id: UUID | None
+    name: str
+    start: str
+    scopes: list[ScopeName]
+    owner_id: UUID
+    requests_per_minute: int | None
+    seconds_between_requests: float | None
+    tokens_per_request: int | None
+    limit_users: bool
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    old_until: datetime | None
+    revoked_at: datetime | None
+
+
+class Keys(Answer):
+    """The keys that the caller manages, the latest first."""
+
+    keys: list[KeyRow]
+
+
+class Health(Answer):
+    """Whether the process lives, or can serve."""
+
+    status: Literal["ok", "unavailable"]

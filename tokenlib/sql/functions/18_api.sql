@@ -393,3 +393,56 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id
 $$;
+
+-- Figures for a monitoring system, cheap enough to be asked every few seconds; the same whichever
+-- process answers.
+create function tokenlib.api_metrics(p_caller uuid)
+returns table (name text, label text, label_value text, value double precision)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz := tokenlib.clock();
+    v_since timestamptz := v_now - interval '5 minutes';
+begin
+    if tokenlib.standing(p_caller, null, 'metrics') is null then
+        raise exception 'The figures are for staff, and for keys with the scope metrics.'
+            using errcode = 'TK403';
+    end if;
+    return query
+    select 'recent_charges', null::text, null::text, count(*)::double precision
+    from public.ai_token_usage_log where created_at > v_since
+    union all
+    select 'recent_tokens', null, null, coalesce(sum(tokens_deducted), 0)::double precision
+    from public.ai_token_usage_log where created_at > v_since
+    union all
+    select 'recent_refusals', 'rule', r.rule, sum(r.count)::double precision
+    from public.ai_token_refusals r where r.last_at > v_since group by r.rule
+    union all
+    select 'holds', 'state', case when r.expires_at > v_now then 'live' else 'expired' end,
+        count(*)::double precision
+    from public.ai_token_reservations r where r.state = 'held' group by 3
+    union all
+    select 'wallets_due', null, null, count(*)::double precision
+    from public.ai_tokens where due_at <= v_now
+    union all
+    select 'open_findings', null, null, count(*)::double precision
+    from public.ai_token_findings where settled_at is null
+    union all
+    select 'switched_organizations', 'mode', s.mode, count(*)::double precision
+    from public.ai_token_organization_settings s
+    where s.mode <> 'enforce' and coalesce(s.mode_until, 'infinity') > v_now group by s.mode
+    union all
+    select 'switched_for_everyone', null, null, case when p.mode <> 'enforce'
+        and coalesce(p.mode_until, 'infinity') > v_now then 1.0 else 0.0 end
+    from public.ai_token_parameters p
+    union all
+    select 'api_keys', null, null, count(*)::double precision
+    from public.ai_token_api_keys k
+    where k.revoked_at is null and coalesce(k.expires_at, 'infinity') > v_now
+    union all
+    (select 'verification_problems', null, null, v.problems::double precision
+    from public.ai_token_verifications v order by v.at desc limit 1)
+    union all
+    (select 'verification_age_seconds', null, null, extract(epoch from v_now - v.at)::double precision
+    from public.ai_token_verifications v order by v.at desc limit 1);
+end
+$$;

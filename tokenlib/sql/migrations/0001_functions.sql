@@ -38,33 +38,41 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     select sha256(convert_to(p_document::text, 'UTF8'))
 $$;
 
+-- The hashes are plpgsql, which keeps its plan: before PostgreSQL 18 a function in SQL is planned anew
+-- for every entry, and verify takes three times as long.
 create function tokenlib.usage_hash(p_before bytea, e public.ai_token_usage_log) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select sha256(p_before || convert_to(jsonb_build_array(
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return sha256(p_before || convert_to(jsonb_build_array(
         e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.user_id, e.feature_used,
         e.units, e.tokens_deducted, e.tokens_waived, e.remaining_balance, e.reservation_id, e.held,
         e.returned, e.idempotency_key, encode(e.request_hash, 'hex'),
-        encode(e.metadata_digest, 'hex'), tokenlib.microseconds(e.created_at))::text, 'UTF8'))
+        encode(e.metadata_digest, 'hex'), tokenlib.microseconds(e.created_at))::text, 'UTF8'));
+end
 $$;
 
 -- A log row of the old system stands in no chain: the wallet's opening entry holds the number of them
 -- and the digest of these, in the order of time and id.
 create function tokenlib.legacy_hash(e public.ai_token_usage_log) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select sha256(convert_to(jsonb_build_array(e.id, e.organization_id, e.token_type, e.user_id,
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return sha256(convert_to(jsonb_build_array(e.id, e.organization_id, e.token_type, e.user_id,
         e.feature_used, e.tokens_deducted, e.remaining_balance,
         encode(coalesce(e.metadata_digest, tokenlib.digest(e.metadata)), 'hex'),
-        tokenlib.microseconds(e.created_at))::text, 'UTF8'))
+        tokenlib.microseconds(e.created_at))::text, 'UTF8'));
+end
 $$;
 
 create function tokenlib.event_hash(p_before bytea, e public.ai_token_events) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select sha256(p_before || convert_to(jsonb_build_array(
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return sha256(p_before || convert_to(jsonb_build_array(
         e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.after_log, e.kind,
         e.balance_change, e.reserved_change, e.used_change, e.balance_after,
         tokenlib.microseconds(e.effective_at), tokenlib.microseconds(e.created_at), e.actor,
         e.reason, e.subject_id, e.idempotency_key, encode(e.request_hash, 'hex'), e.data)::text,
-        'UTF8'))
+        'UTF8'));
+end
 $$;
 
 -- Moves the figures of the wallet in hand and appends the event that says so. The caller holds the
@@ -2808,4 +2816,57 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
     from public.ai_token_api_keys k
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id
+$$;
+
+-- Figures for a monitoring system, cheap enough to be asked every few seconds; the same whichever
+-- process answers.
+create function tokenlib.api_metrics(p_caller uuid)
+returns table (name text, label text, label_value text, value double precision)
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_now timestamptz := tokenlib.clock();
+    v_since timestamptz := v_now - interval '5 minutes';
+begin
+    if tokenlib.standing(p_caller, null, 'metrics') is null then
+        raise exception 'The figures are for staff, and for keys with the scope metrics.'
+            using errcode = 'TK403';
+    end if;
+    return query
+    select 'recent_charges', null::text, null::text, count(*)::double precision
+    from public.ai_token_usage_log where created_at > v_since
+    union all
+    select 'recent_tokens', null, null, coalesce(sum(tokens_deducted), 0)::double precision
+    from public.ai_token_usage_log where created_at > v_since
+    union all
+    select 'recent_refusals', 'rule', r.rule, sum(r.count)::double precision
+    from public.ai_token_refusals r where r.last_at > v_since group by r.rule
+    union all
+    select 'holds', 'state', case when r.expires_at > v_now then 'live' else 'expired' end,
+        count(*)::double precision
+    from public.ai_token_reservations r where r.state = 'held' group by 3
+    union all
+    select 'wallets_due', null, null, count(*)::double precision
+    from public.ai_tokens where due_at <= v_now
+    union all
+    select 'open_findings', null, null, count(*)::double precision
+    from public.ai_token_findings where settled_at is null
+    union all
+    select 'switched_organizations', 'mode', s.mode, count(*)::double precision
+    from public.ai_token_organization_settings s
+    where s.mode <> 'enforce' and coalesce(s.mode_until, 'infinity') > v_now group by s.mode
+    union all
+    select 'switched_for_everyone', null, null, case when p.mode <> 'enforce'
+        and coalesce(p.mode_until, 'infinity') > v_now then 1.0 else 0.0 end
+    from public.ai_token_parameters p
+    union all
+    select 'api_keys', null, null, count(*)::double precision
+    from public.ai_token_api_keys k
+    where k.revoked_at is null and coalesce(k.expires_at, 'infinity') > v_now
+    union all
+    (select 'verification_problems', null, null, v.problems::double precision
+    from public.ai_token_verifications v order by v.at desc limit 1)
+    union all
+    (select 'verification_age_seconds', null, null, extract(epoch from v_now - v.at)::double precision
+    from public.ai_token_verifications v order by v.at desc limit 1);
+end
 $$;

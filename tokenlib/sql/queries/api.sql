@@ -17,3 +17,6 @@ select * from tokenlib.api_keys(%(caller)s)
 
 -- name: authenticate
 select * from tokenlib.authenticate_key(%(digest)s)
+
+-- name: metrics
+select * from tokenlib.api_metrics(%(caller)s)

@@ -11,22 +11,24 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
-from tokenlib.api.auth import BearerJwt
-from tokenlib.api.errors import NOT_YOURS, problem
-from tokenlib.api.schemas import CheckBalance, Deduction, HasTokens, StatsAnswer, StatsQuery
+from tokenlib.api.auth import Authentication, Caller
+from tokenlib.api.door import door
+from tokenlib.api.errors import NOT_YOURS, old_problem
+from tokenlib.api.old_schemas import CheckBalance, Deduction, HasTokens, StatsAnswer, StatsQuery
 from tokenlib.db import statements
 from tokenlib.errors import InsufficientTokens
 from tokenlib.tokens import Tokens
 
-MAX_BODY_BYTES = 65_536
-
-router = APIRouter(prefix="/v1/tokens")
+router = APIRouter(prefix="/v1/tokens", tags=["The two old endpoints"])
 
 
 async def _caller(request: Request) -> UUID:
-    bearer: BearerJwt = request.app.state.bearer
-    return bearer.user_id(request.headers)
+    authentication: Authentication = request.app.state.authentication
+    user_id = await run_in_threadpool(authentication.user_id, request.headers)
+    request.state.caller = Caller(user_id, "person")
+    return user_id
 
 
 def _gate(request: Request) -> Tokens:
@@ -35,34 +37,47 @@ def _gate(request: Request) -> Tokens:
 
 
 async def _check_balance_body(request: Request) -> CheckBalance:
-    # Read here and not by FastAPI: old callers name any content type, and the size has a bound.
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"The body must be at most {MAX_BODY_BYTES} bytes.")
+    # Read here and not by FastAPI: old callers name any content type.
     try:
-        return CheckBalance.model_validate_json(bytes(body))
+        return CheckBalance.model_validate_json(await request.body())
     except ValidationError as error:
-        raise HTTPException(400, problem(error)) from None
+        raise HTTPException(400, old_problem(error)) from None
 
 
 async def _stats_query(request: Request) -> StatsQuery:
     try:
         return StatsQuery.model_validate(dict(request.query_params))
     except ValidationError as error:
-        raise HTTPException(400, problem(error)) from None
+        raise HTTPException(400, old_problem(error)) from None
 
 
 # Resolved in the order of a route's arguments: no body is read before it is known whose it is.
-Caller = Annotated[UUID, Depends(_caller)]
+UserId = Annotated[UUID, Depends(_caller)]
 Gate = Annotated[Tokens, Depends(_gate)]
 
 
-@router.post("/check-balance")
+@router.post(
+    "/check-balance",
+    openapi_extra=door("nobody")
+    | {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": CheckBalance.model_json_schema(),
+                    "example": {
+                        "organizationId": "1b4e28ba-2fa1-41d2-883f-0016d3cca427",
+                        "featureUsed": "generate_goal",
+                        "action": "deduct",
+                    },
+                }
+            },
+        }
+    },
+)
 def check_balance(
     request: Request,
-    user_id: Caller,
+    user_id: UserId,
     asked: Annotated[CheckBalance, Depends(_check_balance_body)],
     tokens: Gate,
 ) -> HasTokens | Deduction:
@@ -73,9 +88,22 @@ def check_balance(
     return _deduct(tokens, user_id, asked, request.headers.get("idempotency-key"))
 
 
-@router.get("/stats")
+@router.get(
+    "/stats",
+    openapi_extra=door("nobody")
+    | {
+        "parameters": [
+            {
+                "name": "organizationId",
+                "in": "query",
+                "required": True,
+                "schema": {"type": "string", "format": "uuid"},
+            }
+        ]
+    },
+)
 def stats(
-    user_id: Caller, asked: Annotated[StatsQuery, Depends(_stats_query)], tokens: Gate
+    user_id: UserId, asked: Annotated[StatsQuery, Depends(_stats_query)], tokens: Gate
 ) -> StatsAnswer:
     """Totals of the organization and each of its wallets, current."""
     _require_member(tokens, user_id, asked.organization_id)

@@ -1,0 +1,336 @@
+"""Hold, charge, give back: over HTTP as in the library, each once under its key."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from tokenlib.testing import TestClock, TestDatabase
+from tokenlib.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api, Books, World
+
+NEXT_TRY = timedelta(seconds=3)
+
+
+def balance(tokens: Tokens, world: World) -> int:
+    return tokens.get_token_balance(world.organization, "goal_generation").balance
+
+
+def test_hold_then_charge(api: Api, world: World, tokens: Tokens) -> None:
+    held = api.post(
+        f"{world.path}/reservations",
+        world.keys["own"],
+        feature="generate_goal",
+        units=3,
+        userId=str(world.user),
+        metadata={"quarter": "Q1"},
+        holdSeconds=60,
+    )
+    assert held.status_code == 201, held.text
+    assert set(held.json()) == {
+        "id",
+        "organizationId",
+        "userId",
+        "feature",
+        "tokenType",
+        "units",
+        "tokens",
+        "remainingBalance",
+        "expiresAt",
+    }
+    assert (held.json()["tokens"], held.json()["remainingBalance"]) == (9, 11)
+    path = f"{world.path}/reservations/{held.json()['id']}"
+    charged = api.post(f"{path}/deduct", world.keys["own"], units=1)
+    assert charged.status_code == 200
+    assert (charged.json()["tokensDeducted"], charged.json()["remainingBalance"]) == (3, 17)
+    [row] = tokens.database.rows("select * from public.ai_token_usage_log")
+    assert (row["user_id"], row["metadata"]) == (world.user, {"quarter": "Q1"})
+    over = api.post(f"{path}/release", world.keys["own"])
+    assert (over.status_code, over.json()["code"]) == (409, "reservation_over")
+    assert over.json()["state"] == "deducted"
+
+
+def test_hold_then_release(api: Api, world: World, tokens: Tokens) -> None:
+    held = api.post(f"{world.path}/reservations", world.member, feature="generate_goal").json()
+    assert balance(tokens, world) == 17
+    released = api.post(
+        f"{world.path}/reservations/{held['id']}/release", world.member, reason="cancelled"
+    )
+    assert released.json() == {
+        "id": held["id"],
+        "organizationId": str(world.organization),
+        "tokenType": "goal_generation",
+        "remainingBalance": 20,
+    }
+    assert balance(tokens, world) == 20
+
+
+def test_charge_and_refund(api: Api, world: World, tokens: Tokens) -> None:
+    who = world.keys["spend"]
+    charged = api.post(
+        f"{world.path}/charges", who, feature="generate_goal", userId=str(world.user)
+    )
+    assert (charged.status_code, charged.json()["remainingBalance"]) == (201, 17)
+    path = f"{world.path}/charges/{charged.json()['id']}/refund"
+    given = api.post(path, who, key="refund 1", reason="it was empty")
+    assert given.status_code == 200, given.text
+    assert (given.json()["usageId"], given.json()["tokens"]) == (charged.json()["id"], 3)
+    assert given.json()["remainingBalance"] == 20
+    again = api.post(path, who, reason="it was empty")
+    assert (again.status_code, again.json()["code"]) == (409, "already_refunded")
+    assert balance(tokens, world) == 20
+    [event] = tokens.database.rows("select * from public.ai_token_events where kind = 'refund'")
+    assert (event["actor"], event["reason"]) == ("API key The key spend", "it was empty")
+
+
+def test_refunds_are_not_for_members(api: Api, world: World, tokens: Tokens, books: Books) -> None:
+    usage = tokens.deduct_tokens(world.organization, world.user, "generate_goal")
+    before = books()
+    path = f"{world.path}/charges/{usage.id}/refund"
+    assert api.post(path, world.member, reason="mine").status_code == 404
+    assert api.post(path, world.staff["support"], reason="kind").status_code == 403
+    assert books() == before
+    assert api.post(path, world.staff["admin"], reason="right").status_code == 200
+
+
+def test_out_of_tokens_is_told_in_full(api: Api, world: World, books: Books) -> None:
+    before = books()
+    refused = api.post(
+        f"{world.path}/charges",
+        world.keys["own"],
+        feature="generate_goal",
+        units=7,
+        userId=str(world.user),
+    )
+    assert refused.status_code == 402
+    assert refused.headers["content-type"] == "application/problem+json"
+    problem = refused.json()
+    assert (problem["code"], problem["needed"], problem["available"]) == (
+        "insufficient_tokens",
+        21,
+        20,
+    )
+    assert problem["tokenType"] == "goal_generation"
+    assert problem["refreshDate"] > "2026"
+    after = books()
+    assert after.pop("ai_token_refusals") != before.pop("ai_token_refusals")
+    assert after == before
+
+
+def test_the_first_answer_comes_again(
+    api: Api, world: World, tokens: Tokens, token_clock: TestClock
+) -> None:
+    def hold() -> tuple[int, object, str | None]:
+        answer = api.post(
+            f"{world.path}/reservations", world.member, key="quest 1", feature="generate_goal"
+        )
+        return answer.status_code, answer.json(), answer.headers.get("idempotency-replayed")
+
+    first = hold()
+    assert (first[0], first[2]) == (201, None)
+    assert hold() == (first[0], first[1], "true")
+    reservation = first[1]["id"]  # type: ignore[index]
+    path = f"{world.path}/reservations/{reservation}/deduct"
+    charged = api.post(path, world.member, key="charge 1")
+    token_clock.advance(NEXT_TRY)
+    assert api.post(f"{world.path}/charges", world.member, feature="generate_goal").is_success
+    again = api.post(path, world.member, key="charge 1")
+    assert again.json() == charged.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    # Also after it is over the hold's first answer stands, and nothing new is held.
+    assert hold() == (first[0], first[1], "true")
+    assert balance(tokens, world) == 14
+
+
+def test_a_key_stands_for_one_request(api: Api, world: World, tokens: Tokens) -> None:
+    path = f"{world.path}/charges"
+    assert api.post(path, world.member, key="k", feature="generate_goal").is_success
+    for other in (
+        api.post(path, world.member, key="k", feature="generate_insight"),
+        api.post(path, world.member, key="k", feature="generate_goal", units=2),
+        api.post(f"{world.path}/reservations", world.member, key="k", feature="generate_goal"),
+    ):
+        assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
+    assert balance(tokens, world) == 17
+
+
+def test_a_key_of_the_library_stands_for_the_same_request(
+    api: Api, world: World, tokens: Tokens
+) -> None:
+    tokens.deduct_tokens(world.organization, world.user, "generate_goal", idempotency_key="q")
+    again = api.post(
+        f"{world.path}/charges",
+        world.keys["own"],
+        key="q",
+        feature="generate_goal",
+        userId=str(world.user),
+    )
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (201, "true")
+    held = api.post(
+        f"{world.path}/reservations",
+        world.keys["own"],
+        key="q",
+        feature="generate_goal",
+        userId=str(world.user),
+    )
+    assert (held.status_code, held.json()["code"]) == (422, "idempotency_conflict")
+    assert balance(tokens, world) == 17
+
+
+def test_a_refusal_frees_the_key(api: Api, world: World, tokens: Tokens) -> None:
+    path, who, user = f"{world.path}/charges", world.keys["own"], str(world.user)
+    body = {"feature": "generate_goal", "units": 7, "userId": user}
+    assert api.post(path, who, key="k", **body).status_code == 402
+    tokens.upgrade_tokens(world.organization, "goal_generation", 10)
+    assert api.post(path, who, key="k", **body).json()["remainingBalance"] == 9
+
+
+def test_many_callers_with_one_key_charge_once(api: Api, world: World, tokens: Tokens) -> None:
+    def charge(_: int) -> tuple[int, str]:
+        answer = api.post(
+            f"{world.path}/charges",
+            world.keys["own"],
+            key="one",
+            feature="generate_goal",
+            userId=str(world.user),
+        )
+        return answer.status_code, answer.json().get("id") or answer.json()["code"]
+
+    with ThreadPoolExecutor(8) as callers:
+        answers = set(callers.map(charge, range(40)))
+    done = {said for status, said in answers if status == 201}
+    assert len(done) == 1
+    assert answers - {(201, *done)} <= {(409, "in_flight")}
+    assert balance(tokens, world) == 17
+
+
+def test_a_call_that_is_still_running_is_told(
+    api: Api, world: World, token_database: TestDatabase, tokens: Tokens
+) -> None:
+    with token_database.connect() as other, other.transaction():
+        other.execute(
+            "select pg_advisory_xact_lock(hashtextextended('one',"
+            " hashtextextended('api ' || %s || %s, 0)))",
+            (str(world.organization), str(world.user)),
+        )
+        waiting = api.post(
+            f"{world.path}/charges", world.member, key="one", feature="generate_goal"
+        )
+    assert (waiting.status_code, waiting.json()["code"]) == (409, "in_flight")
+    assert waiting.headers["retry-after"] == "1"
+    assert balance(tokens, world) == 20
+
+
+def test_no_key_no_write(api: Api, world: World, books: Books) -> None:
+    before = books()
+    for headers in ({}, {"Idempotency-Key": ""}, {"Idempotency-Key": "k" * 256}):
+        answer = api.client.post(
+            f"/api/v1{world.path}/charges",
+            headers=world.member | headers,
+            json={"feature": "generate_goal"},
+        )
+        assert answer.status_code == 400
+        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert books() == before
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "feature"),
+        ({"feature": "generate_goal", "units": 0}, "units"),
+        ({"feature": "generate_goal", "units": "3"}, "units"),
+        ({"feature": "generate_goal", "units": True}, "units"),
+        ({"feature": "generate_goal", "organizationId": str(uuid4())}, "organizationId"),
+        ({"feature": "generate_goal", "user_id": str(uuid4())}, "user_id"),
+        ({"feature": "generate_goal", "tokens": 0}, "tokens"),
+        ({"feature": "a b"}, "feature"),
+        ({"feature": "generate_goal", "metadata": []}, "metadata"),
+        ({"feature": "generate_goal", "metadata": {"a": "b" * 17_000}}, "metadata"),
+        ({"feature": "generate_gaol"}, "feature"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_done(
+    api: Api, world: World, books: Books, body: dict[str, Any], field: str
+) -> None:
+    before = books()
+    answer = api.post(f"{world.path}/charges", world.member, **body)
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["field"] == field, answer.text
+    assert books() == before
+
+
+def test_a_key_names_the_member_it_calls_for(api: Api, world: World, books: Books) -> None:
+    before = books()
+    missing = api.post(f"{world.path}/charges", world.keys["own"], feature="generate_goal")
+    assert (missing.status_code, missing.json()["errors"][0]["field"]) == (400, "userId")
+    for stranger in (world.other_user, uuid4()):
+        answer = api.post(
+            f"{world.path}/charges",
+            world.keys["own"],
+            feature="generate_goal",
+            userId=str(stranger),
+        )
+        assert (answer.status_code, answer.json()["code"]) == (403, "not_a_member")
+        assert str(stranger) not in answer.text
+    assert books() == before
+
+
+def test_a_member_spends_for_nobody_else(api: Api, world: World, books: Books) -> None:
+    before = books()
+    for path in ("charges", "reservations"):
+        answer = api.post(
+            f"{world.path}/{path}", world.colleague, feature="generate_goal", userId=str(world.user)
+        )
+        assert answer.status_code == 404
+    assert books() == before
+
+
+def test_a_hold_is_ended_by_who_made_it(
+    api: Api, world: World, tokens: Tokens, books: Books
+) -> None:
+    """Else a member could release the hold of the product's server while its model runs."""
+    servers = api.post(
+        f"{world.path}/reservations",
+        world.keys["own"],
+        feature="generate_goal",
+        userId=str(world.user),
+    ).json()
+    librarys = tokens.reserve(world.organization, world.user, "generate_goal")
+    before = books()
+    for reservation in (servers["id"], librarys.id):
+        for who in (world.member, world.colleague, world.other_member, world.staff["admin"]):
+            for end in ("release", "deduct"):
+                path = f"{world.path}/reservations/{reservation}/{end}"
+                assert api.post(path, who).status_code == 404
+    assert books() == before
+    path = f"{world.path}/reservations/{servers['id']}/deduct"
+    assert api.post(path, world.keys["spend"]).status_code == 200
+
+
+def test_can_use(api: Api, world: World, tokens: Tokens, books: Books) -> None:
+    before = books()
+    path = f"{world.path}/can-use"
+    for who, user in (
+        (world.member, {}),
+        (world.keys["check"], {"userId": str(world.user)}),
+        (world.staff["support"], {"userId": str(world.user)}),
+    ):
+        answer = api.get(path, who, feature="generate_goal", **user)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["allowed"] is True
+        assert answer.json()["needed"] == 3
+    no = api.get(path, world.keys["check"], feature="generate_goal", units=7, userId=world.user)
+    assert (no.json()["allowed"], no.json()["rule"]) == (False, "insufficient_tokens")
+    assert api.get(path, world.member, feature="generate_gaol").json()["code"] == "unknown_feature"
+    assert api.get(path, world.member, feature="generate_goal", unit=7).status_code == 400
+    assert (
+        api.get(path, world.member, feature="generate_goal", userId=world.admin).status_code == 404
+    )
+    assert books() == before

@@ -1,0 +1,138 @@
+"""What staff do over HTTP, and keys with the scope admin: decided in the database, on record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tokenlib.testing import TestDatabase
+from tokenlib.tokens import Tokens
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Api, Books, World
+
+
+def changes(database: TestDatabase) -> list[tuple[Any, ...]]:
+    with database.connect() as owner:
+        return owner.execute(
+            "select action, organization_id, actor, reason from ai_token_changes"
+            " where action <> 'create_key' order by created_at"
+        ).fetchall()
+
+
+def test_an_admin_does_it_all(
+    api: Api, world: World, tokens: Tokens, token_database: TestDatabase
+) -> None:
+    who = world.staff["admin"]
+    grant = api.post(
+        f"{world.path}/grants", who, tokenType="general", amount=10, reason="goodwill", kind="gift"
+    )
+    assert (grant.status_code, grant.json()["balance"]) == (201, 60)
+    calls: list[tuple[str, dict[str, Any]]] = [
+        (f"{world.path}/plan", {"plan": "enterprise", "reason": "upgrade"}),
+        (f"{world.path}/status", {"status": "suspended", "reason": "asked for"}),
+        (f"{world.path}/users/{world.user}/pause", {"reason": "a script"}),
+        (f"{world.path}/request-limit", {"requestsPerMinute": 5, "reason": "busy"}),
+        ("/switch", {"mode": "log_only", "reason": "a launch"}),
+    ]
+    for path, body in calls:
+        answer = api.post(path, who, key=f"once {path}", **body)
+        assert (answer.status_code, answer.json()["done"]) == (200, True), answer.text
+        again = api.post(path, who, key=f"once {path}", **body)
+        assert again.headers["idempotency-replayed"] == "true"
+    admin, place = str(world.admin), world.organization
+    assert changes(token_database) == [
+        ("change_plan", place, admin, "upgrade"),
+        ("set_status", place, admin, "asked for"),
+        ("pause_user", place, admin, "a script"),
+        ("set_request_limit", place, admin, "busy"),
+        ("set_mode", None, admin, "a launch"),
+    ]
+    assert tokens.get_token_balance(place, "goal_generation").balance == 200
+    assert [setting.mode for setting in tokens.switch_state().settings] == ["log_only"]
+
+
+def test_support_gives_within_its_limit(api: Api, world: World, books: Books) -> None:
+    who = world.staff["support"]
+    body = {"tokenType": "general", "reason": "goodwill"}
+    assert api.post(f"{world.path}/grants", who, amount=50, **body).status_code == 201
+    before = books()
+    over = api.post(f"{world.path}/grants", who, amount=1, **body)
+    assert (over.status_code, over.json()["code"]) == (403, "permission_denied")
+    assert over.json()["detail"] == "You may give 50 tokens a day; 0 are left today."
+    plan = api.post(f"{world.path}/plan", who, plan="enterprise", reason="kind")
+    assert (plan.status_code, plan.json()["detail"]) == (
+        403,
+        "Only admin may do this; your role is support.",
+    )
+    assert books() == before
+
+
+def test_a_key_acts_as_the_admin_who_made_it(
+    api: Api, world: World, token_database: TestDatabase
+) -> None:
+    body = {"plan": "enterprise", "reason": "upgrade"}
+    assert api.post(f"{world.path}/plan", world.keys["own"], **body).status_code == 200
+    assert changes(token_database) == [
+        (
+            "change_plan",
+            world.organization,
+            str(world.admin),
+            "upgrade (API key The key own)",
+        )
+    ]
+    with token_database.connect() as owner:
+        owner.execute("delete from tokenlib_staff where user_id = %s", (world.admin,))
+    body = {"plan": "pro", "reason": "downgrade"}
+    gone = api.post(f"{world.path}/plan", world.keys["own"], **body)
+    assert (gone.status_code, gone.json()["detail"]) == (403, "Only staff may do this.")
+
+
+def test_a_key_of_one_organization_switches_that_one_alone(
+    api: Api, world: World, books: Books
+) -> None:
+    before = books()
+    everyone = api.post("/switch", world.keys["own"], mode="off", reason="night")
+    theirs = api.post(
+        "/switch", world.keys["own"], mode="off", reason="night", organizationId=str(world.other)
+    )
+    assert (everyone.status_code, theirs.status_code) == (404, 404)
+    assert books() == before
+    own = api.post(
+        "/switch",
+        world.keys["own"],
+        mode="off",
+        reason="night",
+        organizationId=str(world.organization),
+    )
+    assert own.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("grants", {"tokenType": "general", "amount": 0}, "amount"),
+        ("grants", {"tokenType": "general", "amount": 1.5}, "amount"),
+        ("grants", {"tokenType": "nothing", "amount": 1}, "tokenType"),
+        ("grants", {"tokenType": "general", "amount": 1, "kind": "allowance"}, "kind"),
+        ("grants", {"tokenType": "general", "amount": 1, "expiresAt": 5}, "expiresAt"),
+        (
+            "grants",
+            {"tokenType": "general", "amount": 1, "expiresAt": "2020-01-01T00:00:00Z"},
+            "expiresAt",
+        ),
+        ("plan", {"plan": "platinum"}, "plan"),
+        ("status", {"status": "gone"}, "status"),
+        ("request-limit", {"requestsPerMinute": 0}, "requestsPerMinute"),
+        ("plan", {"plan": "pro", "reason": " "}, "reason"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    api: Api, world: World, books: Books, path: str, body: dict[str, Any], field: str
+) -> None:
+    before = books()
+    answer = api.post(f"{world.path}/{path}", world.staff["admin"], **({"reason": "a test"} | body))
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["errors"][0]["field"] == field
+    assert books() == before

@@ -1,0 +1,58 @@
+"""For who runs it: does the process live, can it serve, how is it doing."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+
+from tokenlib.api import docs, metrics
+from tokenlib.api import schemas as s
+from tokenlib.api.door import Door, Read, door
+from tokenlib.errors import TokenlibError
+
+router = APIRouter(prefix="/v1", tags=["Operating"], route_class=Door)
+
+
+@router.get("/health", openapi_extra=door("nobody"))
+async def health() -> s.Health:
+    """Whether the process lives. It answers also under full load and without the database."""
+    return s.Health(status="ok")
+
+
+@router.get(
+    "/ready",
+    openapi_extra=door("nobody"),
+    responses={503: {"model": s.Health, "description": "It cannot serve now."}},
+)
+def ready(request: Request, response: Response) -> s.Health:
+    """Whether it can serve: the database answers and is migrated. Says no more than that."""
+    try:
+        request.app.state.get_tokens().database.check()
+    except TokenlibError:
+        response.status_code = 503
+        response.headers["Retry-After"] = "5"
+        return s.Health(status="unavailable")
+    return s.Health(status="ok")
+
+
+@router.get(
+    "/metrics",
+    openapi_extra=door("metrics"),
+    response_class=PlainTextResponse,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text format."}},
+)
+def prometheus(read: Read) -> PlainTextResponse:
+    """Figures for Prometheus. The permission is its own: the scope `metrics` of a key, or staff."""
+    return PlainTextResponse(metrics.text(read), media_type=metrics.CONTENT_TYPE)
+
+
+@router.get("/openapi.json", openapi_extra=door("nobody"), include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """This API, described."""
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/docs", openapi_extra=door("nobody"), include_in_schema=False)
+async def page(request: Request) -> HTMLResponse:
+    """The description as a page, which loads nothing from anywhere."""
+    return HTMLResponse(docs.page(request.app.openapi()), headers=docs.HEADERS)
