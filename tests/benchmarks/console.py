@@ -2,8 +2,9 @@
 
 One browser, one server on demo data in a folder of its own. Each page is timed from the click in
 the menu to the last change of the page, and from a cold start (empty cache) to the last change,
-beside a page of one line of text in the same browser. Then the same for Organizations after
-100,000 of them were added. Prints a table and writes build/bench-console.json.
+beside a page of one line of text in the same browser. Then what somebody does on Organizations,
+after 100,000 of them were added. Prints a table and writes build/bench-console.json; what the
+figures mean stands in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -51,30 +52,40 @@ def one(): st.title("One"); st.write("A line of text.")
 def two(): st.title("Two"); st.write("Another line of text.")
 st.navigation([st.Page(one, title="One", default=True), st.Page(two, title="Two")]).run()
 """
-# Notes when somebody last did something, and when the page last changed.
+# Notes when somebody last did something, and when the page last changed. What stands inside a
+# canvas is not seen: a table writes itself there for screen readers, 300 ms after it is drawn.
 WATCH = """
 window.lastChange = 0; window.lastAct = 0;
-new MutationObserver(() => { window.lastChange = performance.now(); }).observe(
-    document, {subtree: true, childList: true, attributes: true, characterData: true});
+const unseen = ({target, type}) => target.tagName === "CANVAS" ? type === "childList"
+    : Boolean(target.parentElement?.closest("canvas"));
+new MutationObserver(changes => {
+    if (!changes.every(unseen)) window.lastChange = performance.now();
+}).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
 for (const kind of ["pointerdown", "input"])
     document.addEventListener(kind, () => { window.lastAct = performance.now(); }, true);
 """
+# Wallets that are in their period: what is due, the server would refresh while it is measured.
 ORGANIZATIONS = """
 with made as (
     insert into organizations (id, name, plan)
     select gen_random_uuid(), 'Sample company ' || lpad(n::text, 6, '0'),
         (array['starter', 'pro', 'enterprise'])[1 + n %% 3]
-    from generate_series(1, %s) n returning id, name
+    from generate_series(1, %s) n returning id, name, plan, right(name, 6)::integer as n
 ), people as (
     insert into user_profiles (id, organization_id, full_name, email)
     select gen_random_uuid(), id, 'Sample person',
-        'person' || right(name, 6) || '@example.org' from made
+        'person' || lpad(n::text, 6, '0') || '@example.org'
+    from made
+), wallets as (
+    select made.*, t.token_type, (n * 7 + t.position * 13) %% 100 as used,
+        now() + (1 + n %% 29) * interval '1 day' as due
+    from made cross join ai_token_types t where t.token_type <> 'shared'
 )
 insert into ai_tokens (organization_id, token_type, balance, total_used, total_allocated,
-    refresh_date)
-select id, t.token_type, 100 - right(name, 2)::int, right(name, 2)::int, 100,
-    now() + interval '20 days'
-from made cross join ai_token_types t where t.token_type <> 'shared'
+    allowance, plan, refresh_date, due_at, last_used_at, event_number)
+select id, token_type, 100 - used, used, 100, 100, plan, due, due,
+    now() - n * interval '1 minute', 1
+from wallets
 """
 
 
@@ -135,7 +146,7 @@ def switched(browser: Browser, address: str, start: str, titles: list[str]) -> d
 
 
 def many(browser: Browser, address: str) -> dict[str, float]:
-    """What somebody does on Organizations, in milliseconds; a search waits 300 of them itself."""
+    """What somebody does on Organizations, in milliseconds."""
     title = "Organizations"
     with tab(browser) as page:
         page.goto(f"{address}/organizations")
@@ -194,7 +205,7 @@ def report(result: dict[str, Any]) -> str:
         short += [f"{title}, cold: {start:.1f}x"] if start > COLD_AIM else []
     lines += [
         f"\nAims: click {CLICK_AIM}x, cold {COLD_AIM}x. Short: {'; '.join(short) or 'none'}.",
-        f"\nOrganizations with {MANY:,} of them:",
+        f"\nOrganizations with {MANY:,} of them (a search field waits 300 ms for more letters):",
         *(f"  {name:24}{taken:>7.0f} ms" for name, taken in result["many"].items()),
         f"\nWritten to {RESULT.relative_to(ROOT)}.\n",
     ]
@@ -229,7 +240,8 @@ def main() -> None:
                 for path, title in VIEWS.items()
             }
             load(folder)
-            result["many"] = many(browser, console)
+            steps = [many(browser, console) for _ in range(ROUNDS)]
+            result["many"] = {name: median(step[name] for step in steps) for name in steps[0]}
             browser.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
