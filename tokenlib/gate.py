@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from tokenlib import answers, inputs, offbook
-from tokenlib.catalog import CatalogVerbs
+from tokenlib.attempts import AttemptVerbs
 from tokenlib.db import Kind, Row, as_uuid, statements
 from tokenlib.domain import Balance, Catalog, Reservation, Stats, Usage, Verdict
 from tokenlib.errors import (
@@ -30,7 +30,7 @@ Id = UUID | str
 Let = TypeVar("Let", Usage, Reservation)
 
 
-class GateVerbs(CatalogVerbs):
+class GateVerbs(AttemptVerbs):
     """The verbs that decide and charge. Ids are UUIDs, taken as `uuid.UUID` or `str`."""
 
     def has_enough_tokens(self, organization: Id, feature: str, units: int = 1) -> bool:
@@ -111,18 +111,19 @@ class GateVerbs(CatalogVerbs):
         """
         organization_id, user_id = as_uuid(organization, "organization"), as_uuid(user, "user")
         try:
-            row = self._call(
-                "deduct",
-                "once" if idempotency_key is None else "repeatable",
-                organization_id=organization_id,
-                user_id=user_id,
-                feature=inputs.text(feature, "feature"),
-                units=inputs.units(units),
-                metadata=inputs.metadata(metadata),
-                key=inputs.key(idempotency_key),
-                limits=inputs.truth(limits, "limits"),
-                mode=self.override,
-            )
+            with self._attempt(user_id, limits):
+                row = self._call(
+                    "deduct",
+                    "once" if idempotency_key is None else "repeatable",
+                    organization_id=organization_id,
+                    user_id=user_id,
+                    feature=inputs.text(feature, "feature"),
+                    units=inputs.units(units),
+                    metadata=inputs.metadata(metadata),
+                    key=inputs.key(idempotency_key),
+                    limits=inputs.truth(limits, "limits"),
+                    mode=self.override,
+                )
         except offbook.CANNOT_ANSWER as error:
             return self._let_through(
                 error,
@@ -153,20 +154,21 @@ class GateVerbs(CatalogVerbs):
         """
         organization_id, user_id = as_uuid(organization, "organization"), as_uuid(user, "user")
         try:
-            row = self._call(
-                "reserve",
-                "repeatable",
-                organization_id=organization_id,
-                user_id=user_id,
-                feature=inputs.text(feature, "feature"),
-                units=inputs.units(units),
-                metadata=inputs.metadata(metadata),
-                key=_key(idempotency_key),
-                hold_for=inputs.duration(hold_for, "hold_for"),
-                limits=inputs.truth(limits, "limits"),
-                mode=self.override,
-                id=uuid4(),
-            )
+            with self._attempt(user_id, limits):
+                row = self._call(
+                    "reserve",
+                    "repeatable",
+                    organization_id=organization_id,
+                    user_id=user_id,
+                    feature=inputs.text(feature, "feature"),
+                    units=inputs.units(units),
+                    metadata=inputs.metadata(metadata),
+                    key=_key(idempotency_key),
+                    hold_for=inputs.duration(hold_for, "hold_for"),
+                    limits=inputs.truth(limits, "limits"),
+                    mode=self.override,
+                    id=uuid4(),
+                )
         except offbook.CANNOT_ANSWER as error:
             return self._let_through(
                 error,

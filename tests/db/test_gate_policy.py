@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypedDict
 from uuid import UUID, uuid4
@@ -19,7 +20,9 @@ from tokenlib import (
     PaymentFailed,
     RateLimited,
     Refused,
+    TokenlibError,
     Tokens,
+    UnknownFeature,
     UnknownOrganization,
     UserPaused,
 )
@@ -357,3 +360,80 @@ def test_entries_are_append_only_for_everybody(
                 with pytest.raises(psycopg.Error, match="append-only") as refused:
                     connection.execute(statement.format(table))
                 assert refused.value.sqlstate == "TK002"
+
+
+def test_five_failed_attempts_block_a_person_for_a_while(
+    tokens: Tokens, token_clock: TestClock, noon: datetime, pro: Person, owner: psycopg.Connection
+) -> None:
+    other = tokens.create_organization("Another", "pro")
+    colleague = tokens.add_member(pro[0], "A colleague", "colleague@example.org")
+    attempts: list[tuple[Callable[[], object], type[TokenlibError]]] = [
+        (lambda: tokens.deduct_tokens(*pro, "make_coffee", limits=True), UnknownFeature),
+        (lambda: tokens.reserve(*pro, "make_tea", limits=True), UnknownFeature),
+        (lambda: tokens.deduct_tokens(*pro, "generate_goal", 0, limits=True), InvalidInput),
+        (lambda: tokens.deduct_tokens(other, pro[1], "generate_goal", limits=True), NotAMember),
+        (lambda: tokens.failed_attempt(pro[1], "no JSON"), TokenlibError),
+    ]
+    for number, (attempt, error) in enumerate(attempts):
+        # Four are none too many, and neither are an empty wallet and what has no limits.
+        token_clock.set(noon + timedelta(minutes=number))
+        assert tokens.can_use(*pro, "generate_insight", limits=True).allowed
+        with pytest.raises(InsufficientTokens):
+            tokens.deduct_tokens(*pro, "forecast_revenue", 30, limits=False)
+        with pytest.raises(InvalidInput):
+            tokens.deduct_tokens(*pro, "generate_goal", 0)
+        with suppress(error):
+            attempt()
+    for call in (tokens.deduct_tokens, tokens.reserve):
+        with pytest.raises(RateLimited) as refused:
+            call(*pro, "generate_insight", limits=True)
+        assert (refused.value.limit, refused.value.allowed) == ("failed_attempts", 5)
+        assert refused.value.retry_after == 360  # when the first of the five is 10 minutes old
+    assert not tokens.can_use(*pro, "generate_insight", limits=True).allowed
+    # Nobody else is blocked, nor is what the product does itself.
+    tokens.deduct_tokens(pro[0], colleague, "generate_insight", limits=True)
+    tokens.deduct_tokens(*pro, "generate_insight")
+    rows = owner.execute(
+        "select feature, data ->> 'problem', count from ai_token_refusals"
+        " where rule = 'failed_attempt' and organization_id = %s and user_id = %s order by last_at",
+        pro,
+    ).fetchall()
+    assert rows == [
+        ("make_coffee", "unknown feature", 1),
+        ("make_tea", "unknown feature", 1),
+        ("", "malformed units", 1),
+        ("generate_goal", "another organization", 1),
+        ("", "no JSON", 1),
+    ]
+    # Blocked, nothing more is counted: the block ends by itself.
+    token_clock.set(noon + timedelta(minutes=9, seconds=59))
+    tokens.failed_attempt(pro[1], "no JSON")
+    with pytest.raises(RateLimited):
+        tokens.deduct_tokens(*pro, "generate_insight", limits=True)
+    token_clock.set(noon + timedelta(minutes=10))
+    tokens.deduct_tokens(*pro, "generate_insight", limits=True)
+
+
+def test_failed_attempts_are_a_setting_and_know_the_switch(
+    tokens: Tokens, pro: Person, owner: psycopg.Connection
+) -> None:
+    off = "update ai_token_limits set failed_attempts = null, seconds_between_requests = null"
+    owner.execute(off)
+    for _ in range(6):
+        tokens.failed_attempt(pro[1], "no JSON")
+    assert owner.execute("select count(*) from ai_token_refusals").fetchone() == (0,)
+    owner.execute(
+        "insert into ai_token_limits (organization_id, failed_attempts, seconds_between_requests)"
+        " values (%s, 2, null)",
+        (pro[0],),
+    )
+    for _ in range(6):
+        tokens.failed_attempt(pro[1], "no JSON")
+    with pytest.raises(RateLimited):
+        tokens.deduct_tokens(*pro, "generate_insight", limits=True)
+    tokens.set_mode("log_only", actor="on call", reason="a launch")
+    assert tokens.deduct_tokens(*pro, "generate_insight", limits=True).tokens_waived == 1
+    # Of somebody whom nobody knows nothing is kept.
+    tokens.failed_attempt(uuid4(), "no JSON")
+    known = "select distinct user_id from ai_token_refusals"
+    assert owner.execute(known).fetchall() == [(pro[1],)]

@@ -384,3 +384,24 @@ def test_a_change_that_waited_for_another_says_what_that_one_left(
     ).fetchall()
     [(_, first), (found, _)] = changes
     assert found == first
+
+
+def test_failed_attempts_at_the_same_time_are_all_counted(
+    crowd: Tokens, join: Join, owner: psycopg.Connection
+) -> None:
+    owner.execute(
+        "update ai_token_limits set failed_attempts = 12, seconds_between_requests = null,"
+        " requests_per_minute = null"
+    )
+    organization, user = join("pro")
+    wrong: list[Callable[[], object]] = [
+        lambda: crowd.deduct_tokens(organization, user, "make_coffee", limits=True),
+        lambda: crowd.failed_attempt(user, "no JSON"),
+    ] * 6
+    together(wrong)
+    counted = "select sum(count)::int from ai_token_refusals where rule = 'failed_attempt'"
+    assert owner.execute(counted).fetchone() == (12,)
+    charges: list[Callable[[], object]] = [
+        lambda: crowd.deduct_tokens(organization, user, "generate_insight", limits=True)
+    ] * 8
+    assert kinds(together(charges)) == {"RateLimited": 8}

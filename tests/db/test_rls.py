@@ -72,6 +72,7 @@ VERBS = {
     "has_enough",
     "initialize",
     "pause_user",
+    "record_failed_attempt",
     "record_latency",
     "record_verification",
     "refresh",

@@ -121,6 +121,49 @@ begin
 end
 $$;
 
+-- A failed attempt of a person who is known: a malformed call, or one in another organization's name. It
+-- stands among the refusals of their own organization, where the next charge with limits finds it. Once
+-- they are blocked no more is counted, so that the block ends.
+create function tokenlib.record_failed_attempt(p_user uuid, p_feature text, p_problem text)
+returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_own uuid;
+    v_allowed integer;
+    v_now timestamptz := tokenlib.clock();
+begin
+    select organization_id into v_own from public.user_profiles where id = p_user;
+    select failed_attempts into v_allowed from public.ai_token_limits
+    where organization_id = v_own or organization_id is null
+    order by organization_id nulls last limit 1;
+    if v_own is null or v_allowed is null
+        or tokenlib.blocked_until(v_own, p_user, v_allowed, v_now) is not null then
+        return;
+    end if;
+    insert into public.ai_token_refusals (organization_id, user_id, feature, rule, minute, first_at,
+        last_at, data)
+    values (v_own, p_user, left(coalesce(p_feature, ''), 100), 'failed_attempt',
+        date_trunc('minute', v_now, 'UTC'), v_now, v_now,
+        jsonb_build_object('problem', left(p_problem, 200)))
+    on conflict (organization_id, user_id, feature, rule, minute) do update set
+        count = ai_token_refusals.count + 1, last_at = excluded.last_at, data = excluded.data;
+end
+$$;
+
+-- Until when too many failed attempts of the last 10 minutes block a person; null: they do not.
+create function tokenlib.blocked_until(
+    p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
+) returns timestamptz
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select last_at + interval '10 minutes' from (
+        select last_at, sum(count) over (order by last_at desc, feature) as attempts
+        from public.ai_token_refusals
+        where organization_id = p_organization and user_id = p_user and rule = 'failed_attempt'
+            and last_at > p_now - interval '10 minutes') as failed
+    where attempts >= p_allowed
+    order by last_at desc limit 1
+$$;
+
 -- Limits of one user, counted from the log and the live holds under the user's lock.
 create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
 returns tokenlib.answer
@@ -130,11 +173,20 @@ declare
     v_count bigint;
     v_first timestamptz;
     v_last timestamptz;
+    v_until timestamptz;
 begin
     select * into v_limits from public.ai_token_limits
     where organization_id = a.organization_id or organization_id is null
     order by organization_id nulls last limit 1;
     if not found then
+        return a;
+    end if;
+    v_until := tokenlib.blocked_until(a.organization_id, a.user_id, v_limits.failed_attempts, p_now);
+    if v_until is not null then
+        a.status := 'rate_limited';
+        a.limit_name := 'failed_attempts';
+        a.allowed := v_limits.failed_attempts;
+        a.retry_after := extract(epoch from v_until - p_now);
         return a;
     end if;
     if a.needed > v_limits.tokens_per_request then
@@ -193,6 +245,9 @@ begin
     from public.ai_token_features where feature = p_feature;
     if not found then
         a.status := 'unknown_feature';
+        if p_limits and not p_asking then
+            perform tokenlib.record_failed_attempt(p_user, p_feature, 'unknown feature');
+        end if;
         return;
     end if;
     if p_limits then
@@ -231,6 +286,9 @@ begin
     a.mode := f.mode;
     if not f.member then
         a.status := 'not_a_member'; -- in every mode: whose charge would it be?
+        if p_limits and not p_asking then
+            perform tokenlib.record_failed_attempt(p_user, p_feature, 'another organization');
+        end if;
         return;
     end if;
 

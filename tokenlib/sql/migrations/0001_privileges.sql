@@ -127,7 +127,7 @@ begin
         end loop;
         if v_function.name in ('deduct', 'reserve', 'deduct_reservation', 'release', 'refund',
             'balances', 'has_enough', 'can_use', 'grant_tokens', 'initialize', 'change_plan',
-            'refresh', 'set_status', 'pause_user', 'set_mode', 'settle_finding',
+            'record_failed_attempt', 'refresh', 'set_status', 'pause_user', 'set_mode', 'settle_finding',
             'create_organization', 'add_member', 'save_quest', 'advance_quest', 'record_latency',
             'record_verification', 'staff_grant', 'staff_release', 'staff_refund',
             'staff_change_plan', 'staff_set_status', 'staff_pause_user', 'staff_settle_finding',

@@ -27,3 +27,6 @@ select tokenlib.has_enough(%(organization_id)s, %(feature)s, %(units)s) as statu
 
 -- name: balances
 select * from tokenlib.balances(%(organization_id)s, %(token_type)s)
+
+-- name: failed_attempt
+select tokenlib.record_failed_attempt(%(user_id)s, null, %(problem)s) as recorded
