@@ -127,8 +127,14 @@ def _switch(tokens: Tokens, organization: Organization, now: datetime) -> None:
         "analyze_strategy",
         idempotency_key="demo switch",
     )
-    # Ended at once: what holds for everyone holds for them too.
-    tokens.set_mode("enforce", organization.id, until=now, actor=_ADMIN, reason="Looked into")
+    # Over at once, and in an hour what holds for everyone holds for them too.
+    tokens.set_mode(
+        "enforce",
+        organization.id,
+        until=now + timedelta(hours=1),
+        actor=_ADMIN,
+        reason="Looked into",
+    )
 
 
 def _settle(connection: Owner, tokens: Tokens) -> None:
