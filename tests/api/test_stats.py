@@ -5,6 +5,10 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tokenlib.api import guard
+from tokenlib.latency import Pace
 from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
@@ -84,3 +88,16 @@ def test_a_bad_organization_is_named(member: Member, books: Books) -> None:
         assert answer.status_code == 400
         assert answer.json() == {"error": "organizationId must be a UUID."}
     assert books() == before
+
+
+def test_answers_are_timed_and_the_question_whether_the_process_lives_is_not(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Pace()
+    monkeypatch.setattr(guard, "pace", seen)
+    member.client.get("/api/v1/health")
+    member.client.get("/api/v1/nothing")
+    assert seen._seen == {}
+    assert member.stats().status_code == 200
+    (milliseconds,) = seen._seen["api"]
+    assert milliseconds > 0

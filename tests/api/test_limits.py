@@ -1,0 +1,193 @@
+"""Limits of a user, a key and an organization: decided with the charge, told, on record."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tokenlib.testing import TestClock, TestDatabase
+from tokenlib.tokens import Tokens
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+    from tests.api.conftest import Api, Books, World
+
+INSIGHT = {"feature": "generate_insight"}
+
+
+@dataclass(frozen=True)
+class Spender:
+    """Charges in the first organization with a key that has limits of its own."""
+
+    api: Api
+    world: World
+    who: dict[str, str]
+
+    def charge(self, **body: Any) -> Response:
+        """One insight, for its member unless said."""
+        wanted = INSIGHT | {"userId": str(self.world.user)} | body
+        return self.api.post(f"{self.world.path}/charges", self.who, **wanted)
+
+
+@pytest.fixture
+def limited(api: Api, world: World, tokens: Tokens) -> Any:
+    """Make a key with limits."""
+
+    def limited(**limits: Any) -> Spender:
+        made = tokens.staff_create_key(
+            world.admin, "A limited key", ["spend"], reason="a test", **limits
+        )
+        return Spender(api, world, {"Authorization": f"Bearer {made.secret}"})
+
+    return limited
+
+
+@pytest.fixture(autouse=True)
+def _stopped(token_clock: TestClock, world: World) -> None:
+    token_clock.set(token_clock.now())
+
+
+def refusals(database: TestDatabase) -> list[tuple[Any, ...]]:
+    with database.connect() as owner:
+        return owner.execute(
+            "select user_id, feature, rule, data ->> 'limit', count from ai_token_refusals"
+        ).fetchall()
+
+
+def test_a_member_is_limited_and_told(api: Api, world: World, token_clock: TestClock) -> None:
+    path = f"{world.path}/charges"
+    first = api.post(path, world.member, key="first", **INSIGHT)
+    assert first.headers["ratelimit-policy"] == '"user";q=30;w=60'
+    assert first.headers["ratelimit"] == '"user";r=29;t=60'
+    token_clock.advance(timedelta(seconds=1.5))
+    soon = api.post(path, world.member, **INSIGHT)
+    assert (soon.status_code, soon.headers["retry-after"]) == (429, "2")
+    assert soon.headers["ratelimit"] == '"user";r=0;t=2'
+    assert (soon.json()["limit"], soon.json()["allowed"]) == ("seconds_between_requests", 3)
+    # A replay is no request that counts.
+    assert api.post(path, world.member, key="first", **INSIGHT).is_success
+    held = api.post(f"{world.path}/reservations", world.member, **INSIGHT)
+    assert held.status_code == 429
+    token_clock.advance(timedelta(seconds=1.5))
+    assert api.post(path, world.member, **INSIGHT).headers["ratelimit"] == '"user";r=28;t=57'
+    large = api.post(path, world.member, feature="generate_leads", units=3)
+    assert (large.status_code, large.json()["limit"]) == (429, "tokens_per_request")
+    assert "retry-after" not in large.headers
+
+
+def test_a_key_is_not_limited_unless_it_says_so(limited: Any) -> None:
+    spender = limited()
+    for _ in range(5):
+        answer = spender.charge()
+        assert answer.status_code == 201
+        assert "ratelimit" not in answer.headers
+
+
+def test_a_key_may_hold_the_limits_of_users(limited: Any) -> None:
+    spender = limited(limit_users=True)
+    assert spender.charge().status_code == 201
+    assert spender.charge().json()["limit"] == "seconds_between_requests"
+
+
+def test_a_key_has_limits_of_its_own(
+    limited: Any, token_clock: TestClock, token_database: TestDatabase, world: World
+) -> None:
+    spender = limited(requests_per_minute=3)
+    for left in (2, 1, 0):
+        assert spender.charge().headers["ratelimit"] == f'"key";r={left};t=60'
+    refused = spender.charge()
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+    assert refused.headers["ratelimit"] == '"key";r=0;t=60'
+    assert refused.json()["limit"] == "key_requests_per_minute"
+    assert refusals(token_database) == [
+        (world.user, "generate_insight", "rate_limited", "key_requests_per_minute", 1)
+    ]
+    token_clock.advance(timedelta(seconds=60))
+    assert spender.charge().status_code == 201
+
+
+def test_seconds_and_tokens_of_a_key(limited: Any, token_clock: TestClock) -> None:
+    spender = limited(seconds_between_requests=2, tokens_per_request=4)
+    large = spender.charge(units=5)
+    assert (large.status_code, large.json()["limit"]) == (429, "key_tokens_per_request")
+    assert "retry-after" not in large.headers
+    assert spender.charge(units=4).status_code == 201
+    token_clock.advance(timedelta(seconds=1))
+    soon = spender.charge()
+    assert (soon.json()["limit"], soon.headers["retry-after"]) == (
+        "key_seconds_between_requests",
+        "1",
+    )
+    token_clock.advance(timedelta(seconds=1))
+    assert spender.charge().status_code == 201
+
+
+def test_an_organization_is_limited_over_all_its_callers(
+    limited: Any, api: Api, world: World, tokens: Tokens, token_clock: TestClock
+) -> None:
+    tokens.staff_set_request_limit(world.admin, world.organization, 3, reason="a test")
+    spender = limited()
+    assert spender.charge().status_code == 201
+    token_clock.advance(timedelta(seconds=3))
+    assert api.post(f"{world.path}/charges", world.member, **INSIGHT).status_code == 201
+    assert api.post(f"{world.path}/reservations", world.colleague, **INSIGHT).is_success
+    refused = spender.charge()
+    assert (refused.status_code, refused.json()["limit"]) == (
+        429,
+        "organization_requests_per_minute",
+    )
+    # Another organization has room of its own.
+    other = api.post(f"/organizations/{world.other}/charges", world.other_member, **INSIGHT)
+    assert other.status_code == 201
+    tokens.staff_set_request_limit(world.admin, None, 1, reason="a test")
+    more = api.post(
+        f"/organizations/{world.other}/charges",
+        world.keys["other"],
+        **INSIGHT,
+        userId=str(world.other_user),
+    )
+    assert more.json()["limit"] == "organization_requests_per_minute"
+
+
+def test_callers_at_the_same_time_do_not_share_a_place(
+    limited: Any, books: Books, world: World
+) -> None:
+    spender = limited(requests_per_minute=4)
+    with ThreadPoolExecutor(8) as callers:
+        statuses = sorted(callers.map(lambda _: spender.charge().status_code, range(16)))
+    assert statuses == [201] * 4 + [429] * 12
+    assert len(books()["ai_token_usage_log"]) == 4
+
+
+def test_what_cannot_be_asked_is_refused(
+    limited: Any, token_database: TestDatabase, books: Books
+) -> None:
+    """Fail closed: without the table that limits are counted from there is no charge."""
+    spender = limited(requests_per_minute=4)
+    before = books()
+    with token_database.connect() as owner:
+        owner.execute("alter table ai_token_api_keys rename column requests_per_minute to gone")
+        answer = spender.charge()
+        owner.execute("alter table ai_token_api_keys rename column gone to requests_per_minute")
+    assert answer.status_code in (500, 503)
+    assert books() == before
+
+
+def test_the_switch_goes_before_limits(
+    limited: Any, tokens: Tokens, world: World, token_database: TestDatabase
+) -> None:
+    spender = limited(requests_per_minute=1)
+    assert spender.charge().status_code == 201
+    tokens.set_mode("log_only", world.organization, actor="a test", reason="a test")
+    assert spender.charge().json()["tokensWaived"] == 1
+    assert [row[2:4] for row in refusals(token_database)] == [
+        ("rate_limited", "key_requests_per_minute")
+    ]
+    tokens.set_mode("off", world.organization, actor="a test", reason="a test")
+    assert spender.charge().json()["tokensWaived"] == 1
+    assert refusals(token_database)[0][4] == 1
