@@ -16,6 +16,7 @@ settling.done(person, context)
 with st.skeleton(height=160):
     found = checks.ask(reports, context)
 checks.overview(found)
+first = st.container()
 checks.details(found, context, person.role == "admin")
 books = st.container()  # filled last: a verification takes its time
 with st.skeleton(height=420):
@@ -24,5 +25,5 @@ if session.demo_mode() and demo.loaded(tokens):
     with st.skeleton(height=320):
         legacy.draw(demo.legacy.figures(tokens.database.url), reports.findings(), context)
 settling.draw(person, context)
-with books:
+with first if st.query_params.get(checks.ASKED) == "books" else books:
     verifying.draw(reports, context)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import streamlit as st
 
 from tokenlib.console import cards, charges, narrowing, parts, ranges, session
+from tokenlib.console import format as fmt
 
 FIGURES = (
     ("Uses", "uses", "Charges in the usage log."),
-    ("Tokens used", "tokens", "Gross: what was deducted."),
-    ("Tokens refunded", "refunded", "Given back in this time, whenever they were used."),
-    ("Net tokens", "net", "Used less refunded."),
+    ("Tokens charged", "tokens", "Gross: what was deducted."),
+    ("Tokens refunded", "refunded", "Given back in this time, whenever they were charged."),
+    ("Net tokens", "net", "Charged less refunded."),
 )
 
 person = session.require(*session.STAFF)
@@ -49,11 +50,16 @@ with st.grid(4, min_column_width=150):
     for label, field, note in FIGURES:
         note = f"{note} The change is against {window.before.words}."
         cards.figure(label, getattr(now, field), getattr(before, field), note)
+if now.waived:
+    st.caption(
+        f":material/info: {fmt.count(now.waived, 'token')} more waived: the emergency switch let"
+        " these uses through for nothing."
+    )
 
 with st.skeleton(height=420):
     found = parts.ask(reports, window, step, by, narrowed, str(context.zone))
 with st.container(border=True):
-    st.markdown(f"**Tokens per {step}, by {parts.GROUPS[by].lower()}**")
+    st.markdown(f"**Tokens charged per {step}, by {parts.GROUPS[by].lower()}**")
     parts.chart(found, context)
     parts.table(found)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,7 +18,7 @@ from tests.console.opening import Open, open_alone, open_page, press, texts
 from tests.console.reading import figures, plain, table
 from tokenlib import demo
 from tokenlib.config import Settings
-from tokenlib.console import actions, heavy, process, ranges, shapes
+from tokenlib.console import actions, charts, heavy, process, ranges, shapes
 from tokenlib.db import Database
 from tokenlib.domain import Limits
 from tokenlib.embedded import Embedded
@@ -29,6 +32,7 @@ HEALTHY = demo.SCENARIOS["healthy"]
 ROME = ZoneInfo("Europe/Rome")
 NOW = datetime(2026, 11, 20, 14, 30, tzinfo=UTC)
 FEW = 3_000
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +107,14 @@ def test_a_member_sees_none_of_it(full: Open, page: str) -> None:
     [
         ("overview.py", ["No AI feature was used", "Nothing needs you now", "Nothing moved"]),
         ("usage.py", ["No AI feature was used in the last 30 days"]),
-        ("spenders.py", ["Nobody used a token", "Nobody went beyond", "Nobody was refused"]),
+        ("spenders.py", ["Nobody used a token"]),
+        ("spenders.py?list=Beyond a limit", ["Nobody went beyond"]),
+        ("spenders.py?list=Often refused", ["Nobody was refused"]),
     ],
 )
 def test_an_empty_database_says_what_to_do(bare: Open, page: str, said: list[str]) -> None:
-    app = bare(page)
+    page, _, chosen = page.partition("?list=")
+    app = bare(page, **({"list": chosen} if chosen else {}))
     assert not app.exception
     assert not app.error
     for words in said:
@@ -134,12 +141,55 @@ def test_a_link_that_cannot_be_meant_breaks_nothing(
 
 def test_what_needs_attention_is_counted_and_named(full: Open, filled: Tokens) -> None:
     found = Reports(filled.database, None).attention()
-    said = " ".join(link.proto.label for link in full("overview.py").get("page_link"))
+    app = full("overview.py")
+    said = " ".join(link.proto.label for link in app.get("page_link"))
     assert found.at_80.total > 1
     assert f"{found.at_80.total} wallets at 80 %" in said
     assert found.findings.total > 1
     assert f"{found.findings.total} findings open" in said
     assert "used up" not in said or found.at_100.total
+    assert found.findings.rows[0].organization in texts(app)
+
+
+def test_each_line_of_attention_opens_its_cause(full: Open, filled: Tokens) -> None:
+    found = Reports(filled.database, None).attention()
+    queries = {
+        link.proto.label: dict(parse_qsl(link.proto.query_string))
+        for link in full("overview.py").get("page_link")
+        if link.proto.query_string
+    }
+
+    def cause(page: str, words: str) -> AppTest:
+        (query,) = (query for label, query in queries.items() if words in label)
+        return full(page, **query)
+
+    near = cause("organizations.py", "at 80 %").dataframe[0].value["Organization"]
+    assert {row.name for row in found.at_80.rows} <= set(near)
+    beyond = table(cause("spenders.py", "beyond a limit"), "peak_hour_tokens")
+    assert {row.user for row in found.abuse.rows} <= set(beyond["user"])
+    (books,) = (query for label, query in queries.items() if "verified" in label)
+    assert books == {"check": "books"}
+
+
+def test_empty_wallets_lead_to_the_lowest_levels(console: Open, tokens: Tokens) -> None:
+    tokens.deduct_tokens(HEALTHY.organization_id, HEALTHY.user_id, "generate_insight", units=50)
+    (link,) = [
+        link for link in console("overview.py").get("page_link") if "used up" in link.proto.label
+    ]
+    shown = console("organizations.py", **dict(parse_qsl(link.proto.query_string)))
+    assert "Healthy Roofing" in shown.dataframe[0].value["Organization"].tolist()[:2]
+    assert shown.selectbox(key="level").value == "red"
+
+
+def test_health_shows_first_what_a_link_asked_for(
+    console: Open, tokens: Tokens, token_clock: TestClock
+) -> None:
+    tokens.reserve(HEALTHY.organization_id, HEALTHY.user_id, "generate_leads")
+    token_clock.advance(timedelta(days=31))
+    for asked, title in (("holds", "Reservations past"), ("overdue", "Periods past")):
+        details = [one.value for one in console("health.py", check=asked).markdown]
+        first = next(text for text in details if text.startswith("**") and " · " in text)
+        assert title in first
 
 
 def test_support_reads_but_is_offered_no_action(full: Open) -> None:
@@ -217,7 +267,7 @@ def test_use_against_its_own_past_is_said_in_words(
     words = table(console("spenders.py"), "unusual")["unusual"].tolist()
     assert words == [heavy.unusual(row) for row in rows]
     assert words[0].startswith("⚠ Unusual")
-    assert figures(console("spenders.py"))["Unusual for themselves"] == "1 of 1"
+    assert figures(console("spenders.py"))["Unusual"] == "1 of 1"
 
 
 def test_calendar_days_are_the_readers_and_end_now() -> None:
@@ -257,3 +307,60 @@ def test_what_may_have_been_among_the_rest_before_is_not_called_new() -> None:
     assert known.to_dict() == {"a": "= 0 %", "b": "new", "Other": "—"}
     unknown = shapes.compared(rows, [rows[0], rows[2]], names).set_index("group")["change"]
     assert unknown["b"] == "—"
+
+
+def test_a_charge_that_was_waived_or_refunded_says_so(console: Open, tokens: Tokens) -> None:
+    admin = demo.PERSONAS["admin"].user_id
+    who = HEALTHY.organization_id, HEALTHY.user_id
+    tokens.refund(tokens.deduct_tokens(*who, "generate_leads"), "a test")
+    until = tokens.database.rows("select tokenlib.clock() + interval '1 hour' as at")[0]["at"]
+    tokens.staff_set_mode(admin, "log_only", until=until, reason="a test")
+    tokens.deduct_tokens(*who, "generate_goal")
+    app = console("usage.py", range="24h")
+    rows = table(app, "became")[["feature", "tokens", "became"]].to_numpy().tolist()
+    assert ["Generate leads", 5, "Refunded"] in rows
+    assert ["Generate a quest", 0, "3 waived"] in rows
+    assert "3 tokens more waived" in texts(app)
+    assert "3 waived" in table(console("overview.py"), "became")["became"].tolist()
+
+
+def test_a_feature_keeps_its_color_whatever_else_is_drawn() -> None:
+    catalog = ["Leads", "Quest", "Insight"]
+    assert charts.colors(["Insight", "Leads"], catalog) == [charts.COLORS[2], charts.COLORS[0]]
+    assert charts.colors(["Insight"], catalog) == [charts.COLORS[2]]
+    assert charts.colors(["New", "Other"], catalog) == [charts.COLORS[3], charts.REST]
+    assert charts.colors(["Slate", "Amber", "Other"]) == [*charts.COLORS[:2], charts.REST]
+
+
+@pytest.mark.parametrize("page", ["overview.py", "usage.py"])
+def test_every_chart_draws_a_feature_in_its_color(full: Open, filled: Tokens, page: str) -> None:
+    titles = [feature.title for feature in filled.catalog().features.values()]
+    for span in ("24h", "90d"):
+        drawn_as = json.loads(full(page, range=span).get("vega_lite_chart")[0].proto.spec)
+        scale = drawn_as["encoding"]["color"]["scale"]
+        shown = dict(zip(scale["domain"], scale["range"], strict=True))
+        assert shown == {title: charts.COLORS[titles.index(title)] for title in scale["domain"]}
+
+
+def test_chart_colors_stand_out_in_light_and_dark() -> None:
+    theme = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())["theme"]
+    for mode in ("light", "dark"):
+        assert tuple(theme[mode]["chartCategoricalColors"]) == charts.COLORS
+        for color in (*charts.COLORS, charts.REST):
+            assert contrast(color, theme[mode]["backgroundColor"]) >= 3, (mode, color)
+        assert contrast(theme[mode]["textColor"], theme[mode]["backgroundColor"]) >= 7
+    assert len({*charts.COLORS, charts.REST}) == len(charts.COLORS) + 1
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 defines it: from 1 to 21."""
+    dark, light = sorted(luminance(color) for color in (one, other))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

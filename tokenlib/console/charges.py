@@ -99,19 +99,32 @@ def draw(reports: Reports, asked: Asked, context: Context) -> None:
         _files(reports, asked)
 
 
-def table(rows: list[UsageRow], context: Context, click: str) -> None:
+def table(rows: list[UsageRow], context: Context, click: str, when: tables.Column = None) -> None:
     """Charges as a table; an organization's name opens it."""
     columns = {
-        "created_at": tables.seconds("When", context.zone),
+        "created_at": when or tables.seconds("When", context.zone),
         "organization": links.column(click),
         "feature": "Feature",
         "tokens": tables.number("Tokens"),
+        "became": st.column_config.TextColumn(
+            "Note",
+            help="Refunded: given back since. Waived: the switch let it through for nothing.",
+        ),
         "user": "Person",
         "remaining_balance": tables.number("Left after it"),
-        "refunded": st.column_config.CheckboxColumn("Given back"),
     }
-    tables.draw(rows, columns, context, "Charges of the usage log, the latest first, in tokens")
+    data = tables.frame(rows, [name for name in columns if name != "became"], context)
+    data["became"] = [became(row) for row in rows]
+    tables.show(
+        data[list(columns)], columns, "Charges of the usage log, the latest first, in tokens"
+    )
     links.follow(click, [row.organization_id for row in rows])
+
+
+def became(row: UsageRow) -> str:
+    """What is special about a charge, in words."""
+    words = [f"{row.waived:,} waived"] if row.waived else []
+    return ", ".join(words + ["refunded"] * row.refunded).capitalize()
 
 
 def every(reports: Reports, asked: Asked) -> Iterator[UsageRow]:

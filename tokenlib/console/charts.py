@@ -1,4 +1,4 @@
-"""Charts that several pages draw. Colors come from the theme, so they follow light and dark."""
+"""Charts that several pages draw, in colors that read on light and on dark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from tokenlib.console.shapes import OTHER
+
 HEIGHT = 320
+COLORS = (
+    "#3566DB",
+    "#12A08F",
+    "#C97A10",
+    "#9A5BD6",
+    "#D14C86",
+    "#5B8E2D",
+    "#2E9BD6",
+    "#A8602E",
+    "#C8444B",
+)
+"""Of what stands side by side; the theme has the same, in light and dark."""
+REST = "#7C899B"
+"""Of everything else."""
 BAR = 26
 """Pixels for each bar of a ranking."""
 PICK = "bar"
@@ -23,9 +39,12 @@ def stacked(
     description: str,
     key: str | None = None,
     on_pick: Callable[[str, str], None] | None = None,
+    *,
+    fixed: Sequence[str] = (),
 ) -> None:
     """Stacked bars of `value` tokens at each `label` in time, one color for each `group`.
 
+    A group has the color of its place in `fixed`, whatever else is drawn; the others have the next.
     Every one of `labels` has its place, also without a row. `note` says what is special about a
     bar, and `strength` how strongly it is drawn. A click calls `on_pick` with the bar's `start` and
     `key`, both empty when the same bar is clicked again.
@@ -46,8 +65,14 @@ def stacked(
                 "group:N",
                 title=None,
                 sort=list(groups),
-                scale=alt.Scale(domain=list(groups)),
-                legend=alt.Legend(orient="bottom", columns=2, labelLimit=150),
+                scale=alt.Scale(domain=list(groups), range=colors(groups, fixed)),
+                legend=alt.Legend(
+                    orient="bottom",
+                    columns=alt.ExprRef("width < 420 ? 2 : width < 800 ? 3 : 6"),
+                    labelLimit=150,
+                    offset=4,
+                    padding=0,
+                ),
             ),
             order=alt.Order("place:Q"),
             opacity=alt.Opacity("strength:Q", scale=None, legend=None),
@@ -87,7 +112,13 @@ def per_day(
         strength=1.0,
         note="",
     )
-    stacked(data.drop(columns="day"), [_label(day) for day in days], features, description)
+    stacked(
+        data.drop(columns="day"),
+        [_label(day) for day in days],
+        features,
+        description,
+        fixed=features,
+    )
 
 
 def ranking(frame: pd.DataFrame, name: str, description: str) -> None:
@@ -101,6 +132,14 @@ def ranking(frame: pd.DataFrame, name: str, description: str) -> None:
         ],
     )
     st.altair_chart(bars.mark_bar().properties(height=len(frame) * BAR + 40), alt=description)
+
+
+def colors(groups: Sequence[str], fixed: Sequence[str] = ()) -> list[str]:
+    """A color for each group: that of its place in `fixed`, else in the groups; gray for Other."""
+    places = [*fixed, *(group for group in groups if group not in fixed)]
+    return [
+        REST if group == OTHER else COLORS[places.index(group) % len(COLORS)] for group in groups
+    ]
 
 
 def _label(day: date) -> str:

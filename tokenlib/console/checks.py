@@ -13,6 +13,9 @@ from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.reports import Reports
 
+ASKED = "check"
+"""The query parameter that says which check to show first; "books" for the verification."""
+
 SETTLE = "settle"
 RELEASE = "release"
 LABELS = {SETTLE: "Settle", RELEASE: "Release"}
@@ -27,6 +30,7 @@ class Check:
     meaning: str
     columns: Mapping[str, Any]
     grave: bool = False
+    name: str = ""
     action: str = ""
     """What staff may do about a row: the dialog, and the button's label in `LABELS`."""
 
@@ -82,6 +86,7 @@ def ask(reports: Reports, context: Context) -> list[Check]:
                 "detail": "Detail",
                 "found_at": tables.time("Found", context.zone),
             },
+            name="findings",
             action=SETTLE,
         ),
         Check(
@@ -93,6 +98,7 @@ def ask(reports: Reports, context: Context) -> list[Check]:
                 "refresh_date": tables.time("Was due", context.zone),
                 "overdue": tables.duration("Overdue"),
             },
+            name="overdue",
         ),
         Check(
             "Reservations past their expiry",
@@ -107,6 +113,7 @@ def ask(reports: Reports, context: Context) -> list[Check]:
                 "expires_at": tables.time("Expired", context.zone),
                 "age": tables.duration("Age"),
             },
+            name="holds",
             action=RELEASE,
         ),
         Check(
@@ -142,9 +149,11 @@ def overview(checks: Sequence[Check]) -> None:
 def details(checks: Sequence[Check], context: Context, admin: bool) -> None:
     """The rows of each question that found some, what they mean, and what can be done.
 
-    An organization's name opens it. Findings are settled by admins.
+    The one that a link asked for comes first. An organization's name opens it. Findings are settled
+    by admins.
     """
-    for place, check in enumerate(checks):
+    asked = st.query_params.get(ASKED, "-")
+    for place, check in sorted(enumerate(checks), key=lambda item: item[1].name != asked):
         if check.rows:
             with st.container(border=True):
                 st.markdown(f"**{check.title}** · {fmt.number(len(check.rows))}")

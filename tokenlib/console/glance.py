@@ -5,27 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
-from uuid import UUID
 
 import streamlit as st
 
-from tokenlib.console import cards, charges, links, process, session, shapes, tables
+from tokenlib.console import (
+    cards,
+    charges,
+    checks,
+    heavy,
+    links,
+    process,
+    ranges,
+    session,
+    shapes,
+    tables,
+)
 from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.console.ranges import Window
+from tokenlib.reports import Page
 from tokenlib.reports.overview import Attention, Figure, Movers, Overview
+from tokenlib.reports.series import SeriesPoint
+from tokenlib.reports.spend import AbuseRow
+
+Color = Literal["red", "orange", "blue"]
 
 NAMED = 3
-"""Organizations that an item of attention names; its cause has the rest."""
+"""Organizations or people that a line of attention names; its cause has the rest."""
 STRIP = 8
 EVERY_SECONDS = 5
+
+_CHANGE = {
+    "tokens": tables.number("Tokens", note="Charged since then."),
+    "change": st.column_config.TextColumn(
+        "Change", help="Against the same days of the week before.", width=80
+    ),
+}
 
 
 def figures(found: Overview, window: Window) -> None:
     """Five figures, each with its days and the change to the time before."""
     draw = partial(_figure, whole_days=found.whole_days)
     before = "Below: the change against the time before, and whole days."
-    with st.grid(5, min_column_width=180, row_height=190):
+    with st.grid(5, min_column_width=150, row_height=190):
         draw("Tokens charged", found.tokens, f"{found.tokens.value:,.0f}", f"Gross. {before}")
         draw(
             "Active organizations",
@@ -40,6 +62,7 @@ def figures(found: Overview, window: Window) -> None:
             f"Refusals of all that was asked for {window.phrase}. {before}",
             good="down",
             points=True,
+            tail=None,  # beside points it would be cut on a phone
         )
         draw(
             "Tokens refunded",
@@ -53,101 +76,104 @@ def figures(found: Overview, window: Window) -> None:
             "Estimated AI cost",
             found.cost_cents,
             f"${cost / 100:,.0f}",
-            f"Against ${revenue / 100:,.0f} that the present plans bring in. {before}",
-            tail=f"{cost / revenue:.0%} of revenue" if revenue else "no revenue",
+            f"What these tokens cost to serve. {before}",
         )
+    share = f"{cost / revenue:.0%}" if revenue else "—"
+    st.caption(
+        f"The estimated AI cost is {share} of what the plans bring in over this time at present"
+        rf" prices, \${revenue / 100:,.0f}."
+    )
 
 
 def attention(found: Attention, context: Context) -> None:
     """What needs somebody now. Each line leads to its cause."""
-    at_100, at_80 = found.at_100, found.at_80
-    order = {"sort": "Lowest level"}
     checked = found.verification
     failed = checked.problems if checked else 0
-    items = [
-        _Item("block", "red", at_100.total, "wallet", "used up", "organizations.py", order),
-        _Item(
-            "battery_2_bar", "orange", at_80.total, "wallet", "at 80 %", "organizations.py", order
-        ),
-        _Item("speed", "red", found.abuse.total, "person", "beyond a limit today", "spenders.py"),
-        _Item("lock_clock", "orange", found.expired_holds.total, "hold", "stuck", "health.py"),
-        _Item("update", "orange", found.overdue.total, "refresh", "overdue", "health.py"),
-        _Item("gpp_bad", "red", failed, "problem", "in the last verification", "health.py"),
-        _Item("flag", "blue", found.findings.total, "finding", "open", "health.py"),
+    lowest = {"sort": "Lowest level"}
+    low = {**lowest, "level": fmt.LOW.word}
+    beyond = {"list": heavy.LISTS["beyond"], ranges.KEY: "24h"}
+    holds, overdue, findings = ({checks.ASKED: name} for name in ("holds", "overdue", "findings"))
+    lines = [
+        _line("block", "red", found.at_100, "wallet", "used up", "organizations.py", low),
+        _line("timelapse", "orange", found.at_80, "wallet", "at 80 %", "organizations.py", lowest),
+        _line("speed", "red", found.abuse, "person", "beyond a limit today", "spenders.py", beyond),
+        _line("lock_clock", "orange", found.expired_holds, "hold", "stuck", "health.py", holds),
+        _line("update", "orange", found.overdue, "refresh", "overdue", "health.py", overdue),
+        _line("flag", "blue", found.findings, "finding", "open", "health.py", findings),
     ]
-    names: Sequence[Sequence[tuple[UUID, str]]] = [
-        [(row.organization_id, row.name) for row in at_100.rows],
-        [(row.organization_id, row.name) for row in at_80.rows],
-        [(row.organization_id, f"{row.user}, {row.organization}") for row in found.abuse.rows],
-        [(row.organization_id, row.organization) for row in found.expired_holds.rows],
-        [(row.organization_id, row.name) for row in found.overdue.rows],
-        [],
-        [(row.organization_id, row.organization) for row in found.findings.rows],
-    ]
-    for place, (item, named) in enumerate(zip(items, names, strict=True)):
-        if item.count:
-            item.draw(place, dict.fromkeys(named))
-    if not any(item.count for item in items):
+    books = {checks.ASKED: "books"}
+    if failed:
+        _link("gpp_bad", "red", f"{_many(failed, 'problem')} in the books", "health.py", books)
+    elif checked is None:
+        _link("fact_check", "blue", "The books were not verified yet", "health.py", books)
+    if not failed and not any(lines):
         cards.empty("Nothing needs you now.", ":material/task_alt:")
-    if checked is None:
-        st.page_link(
-            process.pages_folder() / "health.py",
-            label="The books were not verified yet",
-            icon=":material/fact_check:",
-            help="",
-        )
-    elif not failed:
+    if checked is not None and not failed:
         st.caption(f"Books verified {context.time(checked.at)}: every sum closes.")
 
 
-class _Item:
-    """A line of attention: how many of what, and the page of its cause."""
+def _line(
+    icon: str,
+    color: Color,
+    found: Page[Any],
+    noun: str,
+    what: str,
+    page: str,
+    query: dict[str, str],
+) -> bool:
+    """How many of what, and the first that it is about; nothing, and False, for none."""
+    if not found.total:
+        return False
+    with st.container(horizontal=True, vertical_alignment="center", gap="xxsmall"):
+        _link(icon, color, f"{_many(found.total, noun)} {what}", page, query)
+        names = list(dict.fromkeys(_named(row) for row in found.rows))
+        more = ", …" if len(names) > NAMED else ""
+        st.caption(fmt.plain(", ".join(names[:NAMED])) + more, width="content")
+    return True
 
-    def __init__(
-        self,
-        icon: str,
-        color: Literal["red", "orange", "blue"],
-        count: int,
-        noun: str,
-        what: str,
-        page: str,
-        query: dict[str, str] | None = None,
-    ) -> None:
-        self.icon, self.color, self.count = f":material/{icon}:", color, count
-        self.page, self.query = page, query
-        many = {"person": "people", "refresh": "refreshes"}.get(noun, f"{noun}s")
-        self.words = f"{count:,} {noun if count == 1 else many} {what}"
 
-    def draw(self, place: int, named: dict[tuple[UUID, str], None]) -> None:
-        """The line, and the first organizations that it is about."""
-        with st.container(gap="xsmall"):
-            st.page_link(
-                process.pages_folder() / self.page,
-                label=f":{self.color}[**{self.words}**]",
-                icon=self.icon,
-                query_params=self.query,
-                help="",
-            )
-            with st.container(horizontal=True, gap="small"):
-                for at, (organization_id, name) in enumerate(list(named)[:NAMED]):
-                    if st.button(fmt.plain(name), key=f"attention_{place}_{at}", type="tertiary"):
-                        links.organization(organization_id)
+def _link(icon: str, color: Color, words: str, page: str, query: dict[str, str]) -> None:
+    st.page_link(
+        process.pages_folder() / page,
+        label=f":{color}[**{words}**]",
+        icon=f":material/{icon}:",
+        query_params=query,
+        help="",
+    )
+
+
+def _many(count: int, noun: str) -> str:
+    many = {"person": "people", "refresh": "refreshes"}.get(noun, f"{noun}s")
+    return f"{count:,} {noun if count == 1 else many}"
+
+
+def _named(row: Any) -> str:
+    if isinstance(row, AbuseRow):
+        return f"{row.user} of {row.organization}"
+    return str(getattr(row, "organization", None) or row.name)
 
 
 def moved(found: Movers, context: Context) -> None:
-    """What used more or less than in the same days of the week before."""
+    """Who used more or less than in the same days of the week before."""
     if not found.moved:
         st.caption("Nothing moved since then.")
         return
     data = tables.frame(found.moved, ["name", "tokens"], context)
     data["change"] = [shapes.change(row.tokens, row.before) for row in found.moved]
-    columns = {
-        "name": links.column("moved"),
-        "tokens": tables.number("Tokens", note="Against the same days of the week before."),
-        "change": st.column_config.TextColumn("Change", width=80),
-    }
+    columns = {"name": links.column("moved"), **_CHANGE}
     tables.show(data, columns, "Organizations whose use changed most, in tokens")
     links.follow("moved", [row.organization_id for row in found.moved])
+
+
+def grown(rows: Sequence[SeriesPoint], before: Sequence[SeriesPoint]) -> None:
+    """What each feature took, the one that grew most first."""
+    if not rows:
+        st.caption("No AI feature was used since then.")
+        return
+    data = shapes.compared(rows, before, shapes.titles(rows))
+    data = data.assign(more=data["tokens"] - data["before"]).sort_values("more", ascending=False)
+    columns = {"group": "Feature", **_CHANGE}
+    tables.show(data[list(columns)], columns, "Features by how much their use grew, in tokens")
 
 
 def run_outs(found: Movers, context: Context) -> None:
@@ -157,12 +183,12 @@ def run_outs(found: Movers, context: Context) -> None:
         st.caption("Nobody runs out within a week at the present pace.")
         return
     data = tables.frame(rows, ["name"], context)
-    data["left"] = [f"{row.balance:,} {context.token_type(row.token_type)}" for row in rows]
     data["out"] = ["is empty" if row.balance <= 0 else context.days(row.run_out_at) for row in rows]
+    data["left"] = [f"{row.balance:,} {context.token_type(row.token_type)}" for row in rows]
     columns = {
         "name": links.column("run_outs"),
-        "left": st.column_config.TextColumn("Left", width=125),
-        "out": st.column_config.TextColumn("Runs out", width=75),
+        "out": st.column_config.TextColumn("Runs out", width=80),
+        "left": st.column_config.TextColumn("Left", width=140),
     }
     tables.show(data, columns, "Wallets that run out first at the pace of the last 7 days")
     links.follow("run_outs", [row.organization_id for row in rows])
@@ -195,7 +221,10 @@ def strip() -> None:
     if not rows:
         cards.empty("No charge yet. Generate a quest, and it stands here.", ":material/bolt:")
         return
-    charges.table(rows, context, "strip")
+    when = st.column_config.DatetimeColumn(
+        "When", format="D MMM, HH:mm:ss", timezone=str(context.zone), width=130
+    )
+    charges.table(rows, context, "strip", when)
     st.caption(f"As of {context.now.astimezone(context.zone):%H:%M:%S}; asked every few seconds.")
 
 
@@ -207,7 +236,7 @@ def _figure(
     *,
     good: Literal["up", "down", "neither"] = "neither",
     points: bool = False,
-    tail: str = "vs. before",
+    tail: str | None = "vs. before",
     whole_days: int,
 ) -> None:
     # A day that is not over would end every line in a dive.

@@ -15,6 +15,7 @@ from tokenlib.console.format import Context
 from tokenlib.console.ranges import Window
 from tokenlib.console.session import Person
 from tokenlib.reports import Page
+from tokenlib.reports.refusals import FrequentRefusal
 from tokenlib.reports.spend import BASELINE_DAYS, UNUSUAL_FROM, AbuseRow, Spender
 
 OVER = {
@@ -28,6 +29,9 @@ OVER = {
 Who = Literal["organization", "user"]
 WHO: dict[Who, str] = {"organization": "Organizations", "user": "People"}
 
+LISTS = {"spenders": "Spenders", "beyond": "Beyond a limit", "refused": "Often refused"}
+"""The lists of the page, as its control and its address call them."""
+
 PAUSE = "Pause"
 EITHER = "Pause or resume"
 RESUME = "Resume"
@@ -36,19 +40,21 @@ THROTTLE = "Throttle"
 
 def figures(rows: Sequence[Spender], total: int, before: int, window: Window) -> None:
     """What the page is about, in three figures."""
+    if not rows:
+        return
     with st.grid(3, min_column_width=150):
         cards.figure(
-            "Tokens used", total, before, f"Gross. The change is against {window.before.words}."
+            "Tokens charged", total, before, f"Gross. The change is against {window.before.words}."
         )
         st.metric(
             f"Share of the top {len(rows)}",
             f"{sum(row.share for row in rows):.0%}",
             border=True,
             height="stretch",
-            help="Of all tokens used in this time.",
+            help="Of all tokens charged in this time.",
         )
         st.metric(
-            "Unusual for themselves",
+            "Unusual",
             f"{sum(odd(row) for row in rows)} of {len(rows)}",
             border=True,
             height="stretch",
@@ -70,8 +76,35 @@ def choose() -> Who:
     )
 
 
+def choose_list() -> str:
+    """Which list to show."""
+    return st.segmented_control(
+        "List",
+        list(LISTS),
+        key="list",
+        bind="query-params",
+        default="spenders",
+        required=True,
+        format_func=lambda name: LISTS[name],
+        label_visibility="collapsed",
+    )
+
+
+def spenders(
+    rows: Sequence[Spender], who: Who, person: Person, window: Window, context: Context
+) -> None:
+    """Who spent most, as bars and as a table."""
+    if not rows:
+        cards.empty(f"Nobody used a token {window.phrase}. Choose a longer time.")
+        return
+    with st.container(border=True):
+        st.markdown(f"**{WHO[who]} by tokens charged**")
+        ranking(rows, who, window, context)
+        table(rows, who, person, window, context)
+
+
 def ranking(rows: Sequence[Spender], who: Who, window: Window, context: Context) -> None:
-    """Bars of the tokens used."""
+    """Bars of the tokens charged."""
     name = "user" if who == "user" else "organization"
     first = rows[0]
     frame = tables.frame(rows, [name, "tokens"], context)
@@ -81,7 +114,7 @@ def ranking(rows: Sequence[Spender], who: Who, window: Window, context: Context)
     charts.ranking(
         frame,
         name,
-        f"{getattr(first, name)} used most tokens {window.phrase}:"
+        f"{getattr(first, name)} spent most tokens {window.phrase}:"
         f" {fmt.number(first.tokens)}, {first.share:.0%} of all. The table has the figures.",
     )
 
@@ -115,12 +148,26 @@ def table(rows: Sequence[Spender], who: Who, person: Person, window: Window, ctx
     }
     subjects = [row.user_id for row in rows] if by_user else [None] * len(rows)
     _acting(data, columns, key, person, [EITHER if user else "" for user in subjects])
-    tables.show(data, columns, f"Who used most tokens {window.phrase}, and how unusual that is")
+    tables.show(data, columns, f"Who spent most tokens {window.phrase}, and how unusual that is")
     _follow(key, [row.organization_id for row in rows], subjects)
 
 
-def abuse(found: Page[AbuseRow], person: Person, context: Context) -> None:
+def beyond(found: Page[AbuseRow], person: Person, window: Window, context: Context) -> None:
     """People beyond a limit, with what they did and the way to stop it."""
+    rows = found.rows
+    if not rows:
+        cards.empty(f"Nobody went beyond a limit {window.phrase}.", ":material/thumb_up:")
+        return
+    with st.container(border=True):
+        st.markdown("**People beyond a limit**")
+        st.caption(
+            "Who passed a limit of their organization, or of everyone, whether it was enforced on"
+            " them or not. Peaks are of any 60 minutes and any 60 seconds."
+        )
+        _abuse(found, person, context)
+
+
+def _abuse(found: Page[AbuseRow], person: Person, context: Context) -> None:
     rows = found.rows
     names = ["user", "organization", "peak_hour_tokens", "peak_minute_requests", "rate_limited"]
     data = tables.frame(rows, names, context)
@@ -137,10 +184,34 @@ def abuse(found: Page[AbuseRow], person: Person, context: Context) -> None:
     }
     ids, users = [row.organization_id for row in rows], [row.user_id for row in rows]
     _acting(data, columns, "abuse", person, [RESUME if r.paused_at else PAUSE for r in rows])
-    tables.show(data, columns, "People beyond a limit of theirs")
+    tables.show(data[list(columns)], columns, "People beyond a limit of theirs")
     _follow("abuse", ids, users)
     if found.total > len(rows):
         st.caption(f"The first {len(rows)} of {fmt.number(found.total)}.")
+
+
+def refused(rows: Sequence[FrequentRefusal], who: Who, window: Window, context: Context) -> None:
+    """Who was refused most often, and by what."""
+    if not rows:
+        cards.empty(f"Nobody was refused {window.phrase}.", ":material/thumb_up:")
+        return
+    columns = {
+        "organization": links.column("refused"),
+        **({"user": "Person"} if who == "user" else {"plan": "Plan"}),
+        "refusals": tables.number("Refusals"),
+        "insufficient_tokens": tables.number("Empty wallet"),
+        "feature_not_in_plan": tables.number("Not in the plan"),
+        "rate_limited": tables.number("Too many requests"),
+        "last_at": tables.time("Last", context.zone),
+    }
+    with st.container(border=True):
+        st.markdown(f"**{WHO[who]} often refused**")
+        st.caption(
+            "Empty wallets and features outside the plan speak for an upgrade; too many requests"
+            " for a look at the person."
+        )
+        tables.draw(rows, columns, context, f"{WHO[who]} refused most often {window.phrase}")
+    links.follow("refused", [row.organization_id for row in rows], view="Refusals")
 
 
 def unusual(row: Spender) -> str:

@@ -103,10 +103,11 @@ def chart(parts: Parts, context: Context) -> None:
         frame,
         labels,
         groups,
-        f"Tokens per {parts.step} {parts.window.phrase}: {first} leads with"
+        f"Tokens charged per {parts.step} {parts.window.phrase}: {first} leads with"
         f" {fmt.number(largest)} of {fmt.count(total, 'token')}. The table below has the figures.",
         f"{CHART}_{st.session_state.get(_ROUND, 0)}",
         _pick,
+        fixed=context.features if parts.by == "feature" else (),
     )
     st.caption(
         f"Times of {context.zone}. Click a bar to see its charges."
@@ -121,9 +122,9 @@ def table(parts: Parts) -> None:
     columns = {
         "group": links.column(_CLICK) if linked else GROUPS[parts.by],
         "uses": tables.number("Uses"),
-        "tokens": tables.number("Tokens", note="Gross: what was deducted."),
+        "tokens": tables.number("Tokens", note="Charged, gross."),
         "share": tables.share("Share"),
-        "before": tables.number("Before", note=f"Tokens in {parts.window.before.words}."),
+        "before": tables.number("Before", note=f"Tokens charged in {parts.window.before.words}."),
         "change": "Change",
         "refunded": tables.number("Refunded"),
         "net": tables.number("Net", note="Tokens less refunds."),

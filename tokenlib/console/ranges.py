@@ -122,6 +122,11 @@ def between(first: date, last: date, now: datetime, zone: tzinfo) -> Window:
     return Window(since, max(since, min(until, local)), words, shift, dates=True)
 
 
+def query() -> dict[str, list[str]]:
+    """The range that was chosen, for a link to another page."""
+    return {name: st.query_params.get_all(name) for name in (KEY, DATES) if name in st.query_params}
+
+
 def choose_step(window: Window) -> Step:
     """Hour, day or week, as far as the window allows."""
     steps = window.steps
