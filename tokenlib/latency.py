@@ -1,4 +1,4 @@
-"""How fast the gate is, measured live and kept.
+"""How fast the gate, the API and the console are, measured live and kept.
 
 The probe is an organization of its own that exists only inside the measuring transaction, which is
 rolled back: no report and no plain SQL ever counts it, and no customer's wallet is locked.
@@ -7,6 +7,8 @@ rolled back: no report and no plain SQL ever counts it, and no customer's wallet
 from __future__ import annotations
 
 import functools
+import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
 from time import perf_counter
@@ -29,6 +31,33 @@ if TYPE_CHECKING:
 PROBE_NAME = "Latency probe"
 _WARM_UPS = 3
 _ROUNDS = 20
+_REMEMBERED = 1000
+
+
+class Pace:
+    """How long this process took lately to answer: "api" requests and "page" runs of the console.
+
+    Whatever answers adds a figure; `keep` writes the median of each kind into the history.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, deque[float]] = {}
+
+    def add(self, operation: str, milliseconds: float) -> None:
+        """One more answer."""
+        with self._lock:
+            self._seen.setdefault(operation, deque(maxlen=_REMEMBERED)).append(milliseconds)
+
+    def keep(self, tokens: Tokens) -> None:
+        """Write a row for each kind that answered since the last time; begin anew."""
+        with self._lock:
+            seen, self._seen = self._seen, {}
+        for operation, figures in seen.items():
+            _record(tokens, operation, median(figures))
+
+
+pace = Pace()
 
 
 def measure_latency(tokens: Tokens) -> list[LatencyRow]:

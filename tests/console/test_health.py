@@ -8,8 +8,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.console.opening import Open, press, texts
-from tokenlib import demo
-from tokenlib.console import actions, checks
+from tokenlib import demo, latency
+from tokenlib.console import actions, checks, speed
 from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
@@ -118,11 +118,30 @@ def test_speed_has_a_history_with_words_beside_each_chart(
     for _ in range(2):
         press(app, "Measure now")
         token_clock.advance(timedelta(minutes=1))
-    charts = app.get("vega_lite_chart")
+    charts = [chart for chart in app.get("vega_lite_chart") if "Console" not in chart.proto.alt]
     assert len(charts) == 3
     for chart, target in zip(charts, (5, 20, 15), strict=True):
         assert "in 2 measurements" in chart.proto.alt
         assert f"the target is {target} ms" in chart.proto.alt
+
+
+def test_pages_are_timed_as_they_are_used_and_slow_work_is_not(
+    console: Open, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = latency.Pace()
+    monkeypatch.setattr(speed, "pace", seen)
+    # AppTest runs the frame as a script of its own, which takes what latency has.
+    monkeypatch.setattr(latency, "pace", seen)
+    app = press(console("health.py"), "Verify now")
+    assert len(seen._seen["page"]) == 1
+    press(app, "Measure now")
+    rows = table(app, "grade").set_index("operation")  # type: ignore[attr-defined]
+    assert rows["now"]["Console page, on the server"] > 0
+    assert rows["grade"]["API response"] == "Not measured yet"
+    assert not seen._seen
+    seen.add("api", 700.0)
+    rows = table(press(app, "Measure now"), "grade").set_index("operation")  # type: ignore[attr-defined]
+    assert rows["grade"]["API response"] == "✕ Alert"
 
 
 def test_the_page_says_as_of_when_it_speaks(look: Open) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tokenlib.config import Settings
 from tokenlib.console import process
 from tokenlib.errors import DatabaseUnavailable
+from tokenlib.latency import Pace
 from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
@@ -89,6 +90,26 @@ def test_a_refresh_that_fails_is_logged_and_not_the_end(
     with caplog.at_level(logging.WARNING, "tokenlib"):
         gate.refresh()
     assert "could not be refreshed" in caplog.text
+
+
+def test_the_speed_of_answers_is_kept_while_the_server_runs(
+    gate: process.Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "REFRESH_SECONDS", 0.01)
+    monkeypatch.setattr(process, "KEPT_EVERY", 2)
+    seen = Pace()
+    monkeypatch.setattr(process, "pace", seen)
+    seen.add("page", 250.0)
+
+    async def serve() -> None:
+        async with process.lifespan(None):
+            reports = Reports(gate.tokens().database, None)
+            with anyio.fail_after(30):
+                while not await anyio.to_thread.run_sync(reports.latest_latencies):
+                    await anyio.sleep(0.01)
+
+    anyio.run(serve)
+    gate.close()
 
 
 def test_a_setting_that_cannot_be_meant_ends_the_process_with_its_name(

@@ -9,7 +9,7 @@ import pytest
 from psycopg.sql import SQL, Identifier
 
 from tokenlib import ConfigurationError, Tokens
-from tokenlib.latency import PROBE_NAME, measure_latency
+from tokenlib.latency import PROBE_NAME, Pace, measure_latency
 from tokenlib.reports import Reports
 
 Person = tuple[UUID, UUID]
@@ -56,6 +56,21 @@ def test_a_measurement_is_kept_and_nothing_else_is(
     assert [row.operation for row in again] == ["check", "deduct", "stats"]
     assert all(new.measured_at > old.measured_at for new, old in zip(again, rows, strict=True))
     assert tokens.verify().closed
+
+
+def test_what_answered_is_kept_as_a_median_and_begun_anew(
+    tokens: Tokens, owner: psycopg.Connection
+) -> None:
+    seen = Pace()
+    for milliseconds in (10, 500, 30):
+        seen.add("api", milliseconds)
+    seen.add("page", 250)
+    seen.keep(tokens)
+    rows = {row.operation: row for row in Reports(tokens.database).latest_latencies()}
+    assert {name: row.milliseconds for name, row in rows.items()} == {"api": 30, "page": 250}
+    assert {name: row.grade for name, row in rows.items()} == dict.fromkeys(rows, "on_target")
+    seen.keep(tokens)
+    assert owner.execute("select count(*) from ai_token_latencies").fetchone() == (2,)
 
 
 def test_no_report_counts_the_probe(tokens: Tokens, pro: Person) -> None:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenlib.api.errors import BUSY, failed, problem, request_id
+from tokenlib.latency import pace
 
 MAX_BODY_BYTES = 65_536
 BODY_SECONDS = 10.0
@@ -120,6 +121,8 @@ class Guard:
             "caller": caller and f"{caller.kind} {caller.id}",
         }
         self.log.info("%s", json.dumps(line))
+        if caller and 200 <= status < 500:  # not who only asks whether it lives
+            pace.add("api", seconds * 1000)
 
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}

@@ -7,6 +7,7 @@ a page without it; each page checks the reader's role itself all the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 
 import streamlit as st
 
@@ -15,6 +16,7 @@ from tokenlib.console import actions, finder, links, process, refusals, session,
 from tokenlib.console import format as fmt
 from tokenlib.console.session import EVERYBODY, PERSONA, STAFF, Person, Role
 from tokenlib.errors import TokenlibError
+from tokenlib.latency import pace
 
 CHOICE = "persona_choice"
 SWITCHED = "persona_switched"
@@ -117,6 +119,7 @@ VIEWS = (
 
 def main() -> None:
     """Sign in, choose the page, run it."""
+    began = perf_counter()
     st.set_page_config(page_title="Tokenlib", page_icon="🪙", layout="wide")
     st.logo(":material/toll:", size="large")
     try:
@@ -152,6 +155,8 @@ def main() -> None:
         page.run()
     except TokenlibError as error:
         refusals.problem(error)
+    if not st.session_state.pop(session.UNTIMED, False):
+        pace.add("page", (perf_counter() - began) * 1000)
 
 
 def choose_persona() -> None:

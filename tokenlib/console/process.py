@@ -6,6 +6,7 @@ server. Meanwhile it refreshes every period that ends.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -18,12 +19,15 @@ import anyio.to_thread
 from tokenlib import demo
 from tokenlib.config import Settings
 from tokenlib.errors import ConfigurationError, TokenlibError
+from tokenlib.latency import pace
 from tokenlib.tokens import Tokens, connect
 
 log = logging.getLogger("tokenlib")
 
 FRAME = Path(__file__).with_name("frame.py")
 REFRESH_SECONDS = 60.0
+KEPT_EVERY = 60
+"""Refreshes between two rows of the history of how fast API and console answer: one an hour."""
 
 
 def pages_folder() -> Path:
@@ -86,6 +90,13 @@ class Gate:
             if ended:
                 log.info("Refreshed %s wallets", ended)
 
+    def keep_pace(self) -> None:
+        """Write down how fast API and console answered. A failure is logged."""
+        try:
+            pace.keep(self.tokens())
+        except TokenlibError as error:
+            log.warning("The speed of answers could not be kept: %s", error)
+
     def close(self) -> None:
         """Close the gate, if it was opened."""
         with self._lock:
@@ -129,7 +140,9 @@ async def lifespan(_app: object) -> AsyncIterator[None]:
 
 
 async def _refresh_every_minute() -> None:
-    while True:
+    for minute in itertools.count(1):
         await anyio.sleep(REFRESH_SECONDS)
         # Not abandoned when the server stops: the gate closes after the last refresh.
         await anyio.to_thread.run_sync(gate.refresh)
+        if minute % KEPT_EVERY == 0:
+            await anyio.to_thread.run_sync(gate.keep_pace)

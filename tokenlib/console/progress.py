@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import streamlit as st
 
+from tokenlib.console import session
+
 
 @contextmanager
 def steps(label: str) -> Iterator[Callable[[str], None]]:
@@ -15,6 +17,7 @@ def steps(label: str) -> Iterator[Callable[[str], None]]:
     What the body raises goes on to the caller, who says what it means.
     """
     status = st.status(label)
+    st.session_state[session.UNTIMED] = True
 
     def step(text: str) -> None:
         status.update(label=text)

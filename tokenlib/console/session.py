@@ -28,6 +28,9 @@ EVERYBODY: tuple[Role, ...] = ("admin", "support", "member")
 PERSONA = "persona"
 """The session's one entry about who somebody is: a persona of the demo mode."""
 
+UNTIMED = "untimed"
+"""Set by work that somebody asked for and knows to take long: it says nothing about a page."""
+
 
 @dataclass(frozen=True, slots=True)
 class Person:

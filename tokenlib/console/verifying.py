@@ -35,6 +35,7 @@ def draw(reports: Reports, context: Context) -> None:
 
 def _verify() -> None:
     bar = st.progress(0.0, "Reading every entry…")
+    st.session_state[session.UNTIMED] = True
 
     def show(done: int, total: int) -> None:
         bar.progress(done / total, f"{fmt.number(done)} of {fmt.number(total)} organizations")
