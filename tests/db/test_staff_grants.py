@@ -15,6 +15,7 @@ from tests.db.conftest import Person
 from tests.db.test_staff import employ, set_up
 from tokenlib import (
     AlreadyRefunded,
+    DatabaseUnavailable,
     IdempotencyConflict,
     InvalidInput,
     PermissionDenied,
@@ -246,6 +247,53 @@ def test_a_refund_does_what_its_preview_said(
         )
         with pytest.raises(AlreadyRefunded):
             tokens.preview_refund(admin, usage.id, organization)
+
+
+def everything(owner: psycopg.Connection) -> dict[str, list[tuple[object, ...]]]:
+    """Every row of every table, and every sequence."""
+    tables = owner.execute(
+        "select format('%I.%I', schemaname, tablename) from pg_tables"
+        " where schemaname in ('public', 'tokenlib') order by 1"
+    ).fetchall()
+    rows = {
+        name: owner.execute(f"select t::text from {name} as t order by 1").fetchall()  # noqa: S608
+        for (name,) in tables
+    }
+    return {**rows, "sequences": owner.execute("select * from pg_sequences").fetchall()}
+
+
+def test_a_preview_leaves_nothing_anywhere(
+    tokens: Tokens, pro: Person, admin: UUID, support: UUID, owner: psycopg.Connection
+) -> None:
+    organization = pro[0]
+    usage = tokens.deduct_tokens(*pro, "generate_goal")
+    before = everything(owner)
+    assert len(before) > 15
+    assert tokens.preview_grant(support, organization, "shared", 5).changed
+    assert tokens.preview_plan_change(admin, organization, "enterprise").changed
+    assert tokens.preview_refund(admin, usage).changed
+    with pytest.raises(PermissionDenied):
+        tokens.preview_grant(support, organization, "general", 101)
+    assert everything(owner) == before
+    tokens.staff_refund(admin, usage, reason="r")
+    assert everything(owner) != before
+
+
+def test_a_preview_does_not_wait_long_for_a_busy_wallet_and_keeps_no_lock(
+    tokens: Tokens, pro: Person, admin: UUID, owner: psycopg.Connection
+) -> None:
+    tokens.preview_grant(admin, pro[0], "general", 5)
+    lock = "select 1 from ai_tokens where organization_id = %s for update"
+    with ThreadPoolExecutor(1) as thread:
+        with owner.transaction():
+            owner.execute(f"{lock} nowait", (pro[0],))  # the preview before holds nothing
+            asked = thread.submit(tokens.preview_grant, admin, pro[0], "general", 5)
+            try:
+                error = asked.exception(timeout=20)
+            except TimeoutError:
+                error = None
+        assert isinstance(error, DatabaseUnavailable)
+    assert tokens.preview_grant(admin, pro[0], "general", 5).changed
 
 
 def test_who_may_not_act_may_not_look(
