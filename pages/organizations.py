@@ -87,16 +87,16 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 sort, descending = SORTS[order]
 chosen = str(st.session_state.get(PAGE) or st.query_params.get(PAGE, "1"))
 place = max(1, int(chosen)) if chosen.isdecimal() and len(chosen) < 6 else 1
-with st.skeleton(height=35 * (ROWS + 1)):
+with st.skeleton(height=35 * (ROWS + 1)), reports.together() as asked:
     ask = partial(
-        reports.organizations, search, plan, status, level, ROWS, sort=sort, descending=descending
+        asked.organizations, search, plan, status, level, ROWS, sort=sort, descending=descending
     )
     found = ask(offset=(place - 1) * ROWS)
     if not found.rows and place > 1:
         found = ask()
     ids = [row.organization_id for row in found.rows]
-    wallets = reports.wallets_of(ids)
-    run_outs = reports.run_outs(YEAR, MAX_ROWS, ids).rows
+    wallets = asked.wallets_of(ids)
+    run_outs = asked.run_outs(YEAR, MAX_ROWS, ids).rows
 if not found.rows:
     cards.empty("No organization matches. Clear the search or choose another filter.")
     st.stop()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.db import reports_world
 from tests.db.reports_world import NOW, SINCE, UNTIL, World
-from tokenlib import PermissionDenied
+from tokenlib import InvalidInput, PermissionDenied
 from tokenlib.db import statements
 from tokenlib.domain import plain
 from tokenlib.embedded import Embedded
@@ -126,7 +126,20 @@ def shows(answer: Any, of: set[str]) -> bool:
 
 def test_every_question_is_in_one_of_the_lists() -> None:
     public = {name for name in dir(Reports) if not name.startswith("_")}
-    assert public == {"now", *NARROWABLE, *ABOUT_ONE, *LISTS, *PLATFORM}
+    assert public == {"now", "together", *NARROWABLE, *ABOUT_ONE, *LISTS, *PLATFORM}
+
+
+def test_what_is_asked_together_is_asked_as_the_same_viewer(world: World) -> None:
+    member = world.member(world.a1)
+    with member.together() as asked:
+        assert asked.wallets() == member.wallets() != world.service().wallets()
+        with asked.together() as again:
+            assert again.wallets() == member.wallets()
+        with pytest.raises(PermissionDenied):
+            asked.staff()
+    assert member.wallets() == member.wallets(world.a)
+    with world.service().together() as asked, pytest.raises(InvalidInput, match="time zone"):
+        asked.usage_by_day(SINCE, UNTIL, "Mars/Olympus")
 
 
 @pytest.mark.parametrize("question", NARROWABLE)

@@ -7,18 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import psycopg
 from psycopg import errors as pg
 from psycopg.rows import dict_row
 
-from tokenlib.db import Database, Row, as_uuid, statements
+from tokenlib.db import Database, Row, as_uuid, statements, translate
 from tokenlib.errors import DatabaseUnavailable, InvalidInput
 
 T = TypeVar("T")
 Id = UUID | str
+Ask = Callable[..., list[Row]]
+"""One question: its noun, its name, its parameters."""
 
 MAX_ROWS = 10_000
 
@@ -50,6 +53,18 @@ class Asking:
         """`viewer` None is the service itself: the CLI, and the API for trusted callers."""
         self.database = database
         self.viewer = viewer
+        self._shared: Ask | None = None
+
+    @contextmanager
+    def together(self) -> Iterator[Self]:
+        """Questions asked of what this gives share one transaction, and its round trips.
+
+        It holds a connection: ask in it, and show after it. An error ends it for all of them.
+        """
+        with self._asking() as ask:
+            reports = type(self)(self.database, self.viewer)
+            reports._shared = ask
+            yield reports
 
     def now(self) -> datetime:
         """The clock of the books, which decides what is due and what has expired."""
@@ -72,8 +87,14 @@ class Asking:
         return Page(tuple(row_type(**row) for row in rows), total)
 
     @contextmanager
-    def _asking(self) -> Iterator[Callable[..., list[Row]]]:
+    def _asking(self) -> Iterator[Ask]:
         """Several questions in one transaction, as the viewer."""
+        if self._shared is not None:
+            try:
+                yield self._shared
+            except psycopg.Error as error:
+                raise translate(error) from error
+            return
         viewer = self.viewer
         with self.database.transaction(
             reader=viewer.reader if viewer else "tokenlib_service",
@@ -92,7 +113,7 @@ class Asking:
             yield ask
 
     @contextmanager
-    def _in_zone(self, timezone: str) -> Iterator[Callable[..., list[Row]]]:
+    def _in_zone(self, timezone: str) -> Iterator[Ask]:
         """As `_asking`; InvalidInput for a time zone that the database does not know."""
         try:
             with self._asking() as ask:

@@ -163,37 +163,39 @@ class OverviewReports(WalletReports, RefusalReports, SpendReports, HealthReports
 
     def attention(self, limit: int = 5) -> Attention:
         """What needs somebody now: counts, and the first `limit` rows of each."""
-        now = self.now()
-        verifications = self.verifications(limit=1)
-        return Attention(
-            at_80=self.near_limit_page(80, limit),
-            at_100=self.near_limit_page(100, limit),
-            expired_holds=self._reservations(expired_only=True, limit=limit),
-            overdue=self._overdue(limit),
-            abuse=self.abuse(now - timedelta(hours=24), now, limit),
-            findings=self._findings(settled=False, limit=limit),
-            verification=verifications[0] if verifications else None,
-        )
+        with self.together() as reports:
+            now = reports.now()
+            verifications = reports.verifications(limit=1)
+            return Attention(
+                at_80=reports.near_limit_page(80, limit),
+                at_100=reports.near_limit_page(100, limit),
+                expired_holds=reports._reservations(expired_only=True, limit=limit),
+                overdue=reports._overdue(limit),
+                abuse=reports.abuse(now - timedelta(hours=24), now, limit),
+                findings=reports._findings(settled=False, limit=limit),
+                verification=verifications[0] if verifications else None,
+            )
 
     def movers(self, timezone: str = "UTC", limit: int = 5) -> Movers:
         """What changed since last Monday, against the same days of the week before."""
-        now = self.now()
-        since = last_monday(now, timezone)
-        rows = self._ask(
-            "overview",
-            "movers",
-            since=since,
-            until=now,
-            before=since - _WEEK,
-            before_until=now - _WEEK,
-            limit=rows_at_most(limit),
-        )
-        return Movers(
-            since=since,
-            moved=tuple(Mover(**row) for row in rows),
-            run_outs=self.run_outs(_WEEK, limit),
-            upgrades=tuple(self.upgrade_candidates(since, now, limit)),
-        )
+        with self.together() as reports:
+            now = reports.now()
+            since = last_monday(now, timezone)
+            rows = reports._ask(
+                "overview",
+                "movers",
+                since=since,
+                until=now,
+                before=since - _WEEK,
+                before_until=now - _WEEK,
+                limit=rows_at_most(limit),
+            )
+            return Movers(
+                since=since,
+                moved=tuple(Mover(**row) for row in rows),
+                run_outs=reports.run_outs(_WEEK, limit),
+                upgrades=tuple(reports.upgrade_candidates(since, now, limit)),
+            )
 
     def run_outs(
         self,
