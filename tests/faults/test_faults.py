@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import psycopg
 import pytest
 
 from tests.faults.checker import Findings
@@ -20,6 +21,7 @@ from tests.faults.conftest import Table
 from tests.faults.proxy import Proxy
 from tests.faults.world import NOT_BOOKED, Server, World, folder, is_root, prepare, wait_for
 from tokenlib import embedded
+from tokenlib.testing import TestDatabase
 
 # Charges are let through that the books do not have: what a gate does that fails open.
 FAILS_OPEN: dict[str, Any] = {"override": "off"}
@@ -285,3 +287,19 @@ def test_a_disk_that_is_full(
         table.add(f"the disk is full: {kind}", times, findings)
         assert any(full.says in why for why in findings.whys), findings.whys
         clean(findings)
+
+
+def test_a_server_stops_on_a_full_disk_and_starts_again() -> None:
+    with disk("tmpfs") as full:
+        data = full.folder / "data"
+        with embedded.running(data) as started:
+            server = Server(started)
+            with TestDatabase(started, "postgres").connect("postgres") as connection:
+                connection.execute("create table kept (id int)")
+                full.fill(server)
+                with pytest.raises(psycopg.errors.DiskFull):
+                    connection.execute("insert into kept select generate_series(1, 10000000)")
+        assert server.processes() == []
+        full.free(server)
+        with embedded.running(data), TestDatabase(started, "postgres").connect("postgres") as again:
+            assert again.execute("select count(*) from kept").fetchone() == (0,)
