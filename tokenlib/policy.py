@@ -59,8 +59,8 @@ class PolicyVerbs(CatalogVerbs):
         """The emergency switch, for everyone or one organization; back by itself at `until`.
 
         `log_only` runs every rule and records what it would have refused, `off` runs none; both let
-        the charge through, logged as waived, and touch no balance. `until` lies ahead, else
-        InvalidInput.
+        the charge through, logged as waived, and touch no balance. Their `until` lies
+        ahead, else InvalidInput; `enforce` until now takes an organization's own mode away.
         """
         self._change(
             "set_mode",
