@@ -83,3 +83,11 @@ def test_erase_needs_a_reason_and_an_organization(shell: Shell, used: Person) ->
     assert "--reason" in shell("erase", *used, exit_code=2).stderr
     said = shell.error("erase", uuid4(), used[1], "--reason", "request 12", exit_code=1)
     assert said.startswith("There is no organization")
+
+
+def test_an_anchor_that_cannot_be_written_names_its_file(
+    shell: Shell, used: Person, tmp_path: Path
+) -> None:
+    file = tmp_path / "none" / "heads.jsonl"
+    said = shell.error("anchor", "--output", file, exit_code=1)
+    assert said == f"{file}: No such file or directory."

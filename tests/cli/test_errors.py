@@ -64,6 +64,7 @@ def test_the_version_is_that_of_the_package(nowhere: Shell) -> None:
         ["initialize"],
         ["initialize", "--all", "an organization"],
         ["serve", "--port", "0"],
+        ["serve", "--port", "abc"],
         ["serve", "--port", "65536"],
         ["replay", "missing.csv"],
         ["replay", "."],
@@ -189,3 +190,17 @@ def test_the_other_ends_of_a_command() -> None:
     with pytest.raises(click.exceptions.Exit) as interrupted, failures(debug=False):
         raise KeyboardInterrupt
     assert interrupted.value.exit_code == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--port", "abc"], "must be a whole number from 1 to 65535, not 'abc'"),
+        (["serve", "--port", "70000"], "must be a whole number from 1 to 65535, not '70000'"),
+        (["replay", __file__, "--limit", "x"], "must be a whole number from 1 on, not 'x'"),
+    ],
+)
+def test_a_number_that_is_none_is_told_its_bounds(
+    nowhere: Shell, arguments: list[str], said: str
+) -> None:
+    assert said in nowhere(*arguments, exit_code=2).stderr

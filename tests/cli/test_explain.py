@@ -68,6 +68,13 @@ def test_what_cannot_be_told_is_said(shell: Shell, acme: UUID) -> None:
     early = shell.error("explain", acme, "general", "--at", "2026-01-01", exit_code=1)
     assert early == f"The wallet general of {acme} has no books at 2026-01-01T00:00:00+00:00."
     missing = shell.error("explain", acme, "shared", exit_code=1)
-    assert missing == f"The wallet shared of {acme} has no books."
+    assert missing == f"{acme} has no wallet shared: no pack was bought by then."
     wrong = shell("explain", acme, "general", "--at", "yesterday", exit_code=2)
     assert "'yesterday' is not a time such as 2026-03-01T12:00+01:00." in wrong.stderr
+
+
+def test_shared_is_told_like_every_wallet_once_there_is_one(
+    shell: Shell, tokens: Tokens, acme: UUID
+) -> None:
+    tokens.upgrade_tokens(acme, "shared", 500)
+    assert shell.json("explain", acme, "shared")["balance"] == 500

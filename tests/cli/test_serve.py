@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -132,6 +133,12 @@ def test_the_first_start_fills_the_demo_and_the_second_keeps_it(serve: Serve, ne
     url = served.ready()
     assert get(url)[0] == 200
     assert get(f"{url}/_stcore/health") == (200, "ok")
+    for path in ("/api", "/api/", "/api/nothing", "/api/v1/nothing?a=b"):
+        with pytest.raises(HTTPError) as refused:
+            get(url + path)
+        assert refused.value.code == 404, path
+        assert "json" in refused.value.headers["content-type"], path
+        refused.value.close()
     listening = {
         (connection.laddr.ip, connection.laddr.port)
         for connection in psutil.Process(served.process.pid).net_connections("inet")
@@ -217,6 +224,23 @@ def test_a_host_that_is_not_ours_ends_with_3(nowhere: Shell, host: str) -> None:
     message = nowhere.error("serve", "--host", host, exit_code=3)
     assert message.startswith(f"Cannot listen on {host}, port ")
     assert message.endswith(" Name others with --host and --port.")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_demo_is_not_open_to_the_network(nowhere: Shell, new: Path, host: str) -> None:
+    shell = nowhere.set(TOKENLIB_DATA_DIR=str(new))
+    message = shell.error("serve", "--host", host, exit_code=3)
+    assert message.startswith(f"The demo's people need no password, so {host} would let")
+    assert message == shell.set(TOKENLIB_HOST=host).error("serve", exit_code=3)
+    assert not new.exists()
+
+
+def test_the_demo_is_open_when_told_so(serve: Serve, filled: Path) -> None:
+    served = serve(filled, "--host", "0.0.0.0", "--open-demo")
+    assert served.process.stdout is not None
+    assert "tokenlib is ready on http://localhost:" in served.process.stdout.readline()
+    assert served.end(signal.SIGHUP) == 0
+    assert "Traceback" not in served.said()
 
 
 def test_a_database_of_ones_own_gets_no_demo_data(

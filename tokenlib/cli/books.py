@@ -204,6 +204,10 @@ def explain(organization: str, token_type: str, at: datetime | None, as_json: bo
         story = Reports(tokens.database).explain(organization_id, token_type, at)
     if story is None:
         when = "" if at is None else f" at {at.isoformat()}"
+        if token_type == "shared":
+            raise Failure(
+                f"{organization_id} has no wallet shared{when}: no pack was bought by then."
+            )
         raise Failure(f"The wallet {token_type} of {organization_id} has no books{when}.")
     if as_json:
         show_json({"allocated": story.allocated, "closes": story.closes, **plain(story)})

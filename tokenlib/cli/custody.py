@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -107,8 +107,13 @@ def _complete(path: Path) -> Iterator[TextIO]:
             file.flush()
             os.fsync(file.fileno())
         begun.rename(path)
+    except OSError as error:
+        if error.filename == str(begun):  # a name that nobody gave
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     finally:
-        begun.unlink(missing_ok=True)
+        with suppress(OSError):
+            begun.unlink(missing_ok=True)
 
 
 @click.command(epilog=EXIT_CODES)

@@ -9,6 +9,7 @@ import click
 
 from tokenlib.cli.output import (
     EXIT_CODES,
+    Whole,
     gate,
     json_option,
     plural,
@@ -94,7 +95,7 @@ def _version(url: str) -> str | None:
 
 @click.command(epilog=EXIT_CODES)
 @click.option("--seed", type=int, help="Other data; the same seed gives the same data.")
-@click.option("--charges", type=click.IntRange(1_000, 2_000_000), help="About how many charges.")
+@click.option("--charges", type=Whole(1_000, 2_000_000), help="About how many charges.")
 @click.option("--reset", is_flag=True, help="Bring the demo's scenarios back to their start.")
 @click.option("--yes", is_flag=True, help="Write into a database of your own.")
 @json_option

@@ -35,6 +35,9 @@ EXIT_CODES = (
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
+_MAX = 2**63 - 1
+
+
 class Failure(click.ClickException):
     """An error as the shell sees it: one line on stderr, and an exit code."""
 
@@ -49,6 +52,25 @@ class NotReady(Failure):
     """The configuration or the database is not as a command needs it."""
 
     exit_code = 3
+
+
+class Whole(click.IntRange):
+    """A whole number within bounds; what is none is told the bounds as well."""
+
+    name = "number"
+
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        """The number; a usage error otherwise."""
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = None
+        if number is None or number not in range(self.min or 0, (self.max or _MAX) + 1):
+            highest = f" to {self.max}" if self.max is not None else " on"
+            self.fail(f"must be a whole number from {self.min}{highest}, not {value!r}")
+        return number
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import click
 
 from tokenlib.cli.output import (
     EXIT_CODES,
+    Whole,
     gate,
     json_option,
     plural,
@@ -31,7 +32,7 @@ _MAX_WORKERS = 64
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--workers",
-    type=click.IntRange(1, _MAX_WORKERS),
+    type=Whole(1, _MAX_WORKERS),
     default=8,
     show_default=True,
     help="Threads that send at the same time.",
@@ -43,14 +44,14 @@ _MAX_WORKERS = 64
 )
 @click.option(
     "--organizations",
-    type=click.IntRange(1, 1000),
+    type=Whole(1, 1000),
     default=50,
     show_default=True,
     help="Organizations to make for the run, on all three plans, with four members each.",
 )
 @click.option("--organization", help="Charge this organization (its id) and make none.")
 @click.option("--run", help="Name of the run. A run that is repeated charges nothing twice.")
-@click.option("--limit", type=click.IntRange(min=1), help="Send only the first rows, this many.")
+@click.option("--limit", type=Whole(min=1), help="Send only the first rows, this many.")
 @click.option("--skip-bad-rows", is_flag=True, help="Leave out rows that cannot be read.")
 @json_option
 def replay(

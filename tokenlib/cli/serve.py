@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tokenlib.cli.data import load_demo
-from tokenlib.cli.output import EXIT_CODES, Failure, gate, json_option
+from tokenlib.cli.output import EXIT_CODES, Failure, Whole, gate, json_option
 from tokenlib.config import Settings
 from tokenlib.errors import ConfigurationError
 
@@ -36,22 +37,35 @@ _LOOPBACK = ("127.0.0.1", "::1")
 @click.option("--host", help="Address to listen on.  [default: TOKENLIB_HOST or 127.0.0.1]")
 @click.option(
     "--port",
-    type=click.IntRange(1, 65535),
+    type=Whole(1, 65535),
     help="Port to listen on.  [default: TOKENLIB_PORT or 8501]",
 )
+@click.option(
+    "--open-demo",
+    is_flag=True,
+    help="Let everybody who reaches --host be one of the demo's people, admins included.",
+)
 @json_option
-def serve(host: str | None, port: int | None, as_json: bool) -> None:
+def serve(host: str | None, port: int | None, open_demo: bool, as_json: bool) -> None:
     """Serve console and API until Ctrl-C or SIGTERM.
 
     Without TOKENLIB_DATABASE_URL this starts the bundled PostgreSQL, migrates it, and fills it with
-    demo data the first time; it ends together with the server. A database of your own must be
-    migrated already (`tokenlib migrate`) and gets no demo data.
+    demo data the first time; it ends together with the server. Whoever reaches it may then be one
+    of the demo's people without a password, so another address than this machine's own is refused
+    unless --open-demo is given. A database of your own must be migrated already (`tokenlib
+    migrate`) and gets no demo data.
     """
     began = time.monotonic()
     settings = Settings.from_env()
     host, port = host or settings.host, port or settings.port
     app = _app()
     _require_free(host, port)
+    if settings.embedded and not open_demo and not _own_machine(host):
+        raise ConfigurationError(
+            f"The demo's people need no password, so {host} would let the whole network be admin."
+            " Listen on 127.0.0.1, set TOKENLIB_DATABASE_URL to a database of your own, or give"
+            " --open-demo."
+        )
     with gate(settings) as tokens:
         if settings.embedded:
             _fill(tokens, settings)
@@ -100,6 +114,12 @@ def _require_free(host: str, port: int) -> None:
         ) from None
 
 
+def _own_machine(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    found = socket.getaddrinfo(host, None)
+    return all(ip_address(str(place[0]).partition("%")[0]).is_loopback for *_, place in found)
+
+
 def _fill(tokens: Tokens, settings: Settings) -> None:
     from tokenlib import demo
 
@@ -121,11 +141,13 @@ def _run(app: Path, host: str, port: int) -> None:
     # uvicorn shuts down at SIGTERM and then raises it again; it does not know SIGHUP.
     ends = {signal.SIGTERM: _leave, signal.SIGHUP: lambda *_: signal.raise_signal(signal.SIGTERM)}
     before = {
-        number: signal.signal(number, handler)
-        for number, handler in ends.items()
+        number: signal.getsignal(number)
+        for number in ends
         if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
     }
     try:
+        for number in before:
+            signal.signal(number, ends[number])
         streamlit.main(["run", *arguments, str(app)], prog_name="streamlit", standalone_mode=False)
     except (_Stopped, click.Abort):
         return  # by a signal, or by Ctrl-C, after the server has shut down
@@ -141,6 +163,9 @@ class _Stopped(BaseException):
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
+    # Once is enough: what comes while we leave would break off the leaving.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise _Stopped
 
 

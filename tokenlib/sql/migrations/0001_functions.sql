@@ -1664,7 +1664,8 @@ begin
         raise exception 'must be enforce, log_only or off, not %', p_mode
             using errcode = '22023', column = 'mode';
     end if;
-    if p_until <= v_now then
+    -- Enforce may end at once: so an organization's own mode is taken away.
+    if p_mode <> 'enforce' and p_until <= v_now then
         raise exception 'must be later than now' using errcode = '22023', column = 'until';
     end if;
     if coalesce(btrim(p_reason), '') = '' then
