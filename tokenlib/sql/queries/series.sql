@@ -64,16 +64,19 @@ order by m.start, m.rank
 select c.uses, c.tokens, c.waived, c.organizations, c.users, r.refunded,
     c.tokens - r.refunded as net
 from (
-    select count(*) as uses, coalesce(sum(l.tokens_deducted), 0)::bigint as tokens,
-        coalesce(sum(l.tokens_waived), 0)::bigint as waived,
-        count(distinct l.organization_id) as organizations, count(distinct l.user_id) as users
-    from public.ai_token_usage_log l
-    left join public.organizations o on o.id = l.organization_id
-    where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
-        and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
-        and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
-        and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
-        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+    select coalesce(sum(uses), 0)::bigint as uses, coalesce(sum(tokens), 0)::bigint as tokens,
+        coalesce(sum(waived), 0)::bigint as waived,
+        count(distinct organization_id) as organizations, count(distinct user_id) as users
+    from (select l.organization_id, l.user_id, count(*) as uses, sum(l.tokens_deducted) as tokens,
+            sum(l.tokens_waived) as waived
+        from public.ai_token_usage_log l
+        left join public.organizations o on o.id = l.organization_id
+        where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
+            and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
+            and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
+            and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
+            and (%(plan)s::text is null or o.plan = %(plan)s::text)
+        group by l.organization_id, l.user_id) as each
 ) as c
 cross join (
     select coalesce(sum(e.balance_change), 0)::bigint as refunded
