@@ -2,7 +2,7 @@
 
 The action itself runs, its result is read, and the transaction is rolled back: the rule is not
 written twice, and whoever may not act may not look either. It takes the locks of the action for as
-long as three short statements take, with bounds on waiting and on idling.
+long as three short statements take, and the service role's timeouts bound that (roles.sql).
 """
 
 from __future__ import annotations
@@ -74,7 +74,6 @@ class PreviewVerbs(CatalogVerbs):
         named = statements("gate")["balances"]
         with self.database.transaction() as connection:
             try:
-                connection.exec_driver_sql(statements("staff")["preview_bounds"])
                 found = connection.exec_driver_sql(named, wallets).mappings().all()
                 asked = connection.exec_driver_sql(statements("staff")[verb], params)
                 row = dict(asked.mappings().one())

@@ -15,7 +15,6 @@ from tests.db.conftest import Person
 from tests.db.test_staff import employ, set_up
 from tokenlib import (
     AlreadyRefunded,
-    DatabaseUnavailable,
     IdempotencyConflict,
     InvalidInput,
     PermissionDenied,
@@ -277,23 +276,6 @@ def test_a_preview_leaves_nothing_anywhere(
     assert everything(owner) == before
     tokens.staff_refund(admin, usage, reason="r")
     assert everything(owner) != before
-
-
-def test_a_preview_does_not_wait_long_for_a_busy_wallet_and_keeps_no_lock(
-    tokens: Tokens, pro: Person, admin: UUID, owner: psycopg.Connection
-) -> None:
-    tokens.preview_grant(admin, pro[0], "general", 5)
-    lock = "select 1 from ai_tokens where organization_id = %s for update"
-    with ThreadPoolExecutor(1) as thread:
-        with owner.transaction():
-            owner.execute(f"{lock} nowait", (pro[0],))  # the preview before holds nothing
-            asked = thread.submit(tokens.preview_grant, admin, pro[0], "general", 5)
-            try:
-                error = asked.exception(timeout=20)
-            except TimeoutError:
-                error = None
-        assert isinstance(error, DatabaseUnavailable)
-    assert tokens.preview_grant(admin, pro[0], "general", 5).changed
 
 
 def test_who_may_not_act_may_not_look(

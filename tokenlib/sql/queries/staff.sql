@@ -48,8 +48,3 @@ select tokenlib.staff_set_parameters(%(actor)s, %(hold_life)s, %(top_up_block)s,
 -- name: set_staff
 select tokenlib.staff_set_staff(%(actor)s, %(user_id)s, %(role)s, %(grants_per_day)s, %(email)s,
     %(name)s, %(reason)s) as status
-
--- name: preview_bounds
--- A preview locks what its action locks: it neither waits long for it nor keeps it when we die.
-select set_config('lock_timeout', '2s', true), set_config('statement_timeout', '5s', true),
-    set_config('idle_in_transaction_session_timeout', '5s', true)
