@@ -36,10 +36,9 @@ from public.ai_token_user_settings
 where organization_id = any(%(ids)s) and paused_at is not null
 
 -- name: clear_switch
-select tokenlib.set_mode(organization_id, 'enforce', tokenlib.clock() + interval '1 hour',
-    %(actor)s, 'demo reset')
+select tokenlib.set_mode(organization_id, 'enforce', tokenlib.clock(), %(actor)s, 'demo reset')
 from public.ai_token_organization_settings
-where organization_id = any(%(ids)s) and mode <> 'enforce'
+where organization_id = any(%(ids)s) and mode is not null
     and (mode_until is null or mode_until > tokenlib.clock())
 
 -- name: clear_limits
