@@ -13,17 +13,16 @@ context = session.context(reports)
 
 cards.fresh(context)
 settling.done(person, context)
+books = st.container()  # first, and filled last: a verification takes its time
 with st.skeleton(height=160):
     found = checks.ask(reports, context)
 checks.overview(found)
-first = st.container()
 checks.details(found, context, person.role == "admin")
-books = st.container()  # filled last: a verification takes its time
 with st.skeleton(height=420):
     speed.draw(reports, context)
 if session.demo_mode() and demo.loaded(tokens):
     with st.skeleton(height=320):
         legacy.draw(demo.legacy.figures(tokens.database.url), reports.findings(), context)
 settling.draw(person, context)
-with first if st.query_params.get(checks.ASKED) == "books" else books:
+with books:
     verifying.draw(reports, context)

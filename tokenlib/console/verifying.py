@@ -23,11 +23,14 @@ def draw(reports: Reports, context: Context) -> None:
         with st.container(
             horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
         ):
-            st.markdown("**Verify the books**", width="content")
-            wanted = st.button("Verify now", icon=":material/fact_check:", key="verify")
-        st.caption(
-            "Recomputes every wallet from its entries: sums, numbers, hashes, grants and holds."
-        )
+            st.markdown("**Are the books right?**", width="content")
+            wanted = st.button(
+                "Verify now",
+                icon=":material/fact_check:",
+                key="verify",
+                help="Recomputes every wallet from its entries: sums, numbers, hashes, grants and"
+                " holds.",
+            )
         if wanted:
             _verify()
         _before(reports, context)
