@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -15,7 +16,7 @@ from tokenlib.console import finder, process
 from tokenlib.testing import TestClock
 from tokenlib.tokens import Tokens
 
-PAGES = ("health.py", "settings.py", "quests.py", "features.py", "usage.py")
+PAGES = ("overview.py", "organizations.py", "health.py", "settings.py", "quests.py", "features.py")
 ADMIN = demo.PERSONAS["admin"].user_id
 LOW = demo.SCENARIOS["low"].organization_id
 
@@ -37,7 +38,11 @@ def test_the_banner_stands_on_every_page_until_the_switch_is_back(
     assert banners(app) == []
     turn(tokens)
     (said,) = banners(app.run())
-    assert "Log only for everyone until" in said
+    (setting,) = tokens.switch_state().settings
+    assert setting.until
+    local = setting.until.astimezone(ZoneInfo("Europe/Rome"))
+    assert f"Log only for everyone until {local.day} {local:%b %Y, %H:%M}" in said
+    assert "set by Demo admin" in said
     assert r"A \[night\] shift" in said
     assert "No balance moves" in said
     token_clock.advance(timedelta(hours=2))

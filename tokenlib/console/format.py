@@ -63,8 +63,7 @@ class Context:
 
     def date(self, moment: datetime) -> str:
         """A day: 9 Dec 2026."""
-        local = moment.astimezone(self.zone)
-        return f"{local.day} {local:%b %Y}"
+        return minute(moment, self.zone).partition(",")[0]
 
     def day(self, moment: datetime) -> str:
         """A day, with its year only when that is another one: 9 Dec."""
@@ -73,7 +72,7 @@ class Context:
 
     def time(self, moment: datetime) -> str:
         """A minute: 9 Dec 2026, 14:05."""
-        return f"{self.date(moment)}, {moment.astimezone(self.zone):%H:%M}"
+        return minute(moment, self.zone)
 
     def days(self, moment: datetime) -> str:
         """How far a day is from today: today, in 9 days, 2 days ago."""
@@ -113,6 +112,12 @@ def standing(wallet: Wallet) -> Standing:
         return UNLIMITED
     by_level = {"green": PLENTY, "yellow": HALF, "red": LOW, "none": ABSENT}
     return by_level[level(wallet.balance, wallet.total_allocated)]
+
+
+def minute(moment: datetime, zone: tzinfo) -> str:
+    """A minute in a time zone: 9 Dec 2026, 14:05."""
+    local = moment.astimezone(zone)
+    return f"{local.day} {local:%b %Y, %H:%M}"
 
 
 def number(amount: int) -> str:

@@ -72,9 +72,12 @@ def _sentences(person: Person, settings: list[SwitchSetting]) -> list[str]:
     others = len(settings) - len(everyone)
     said = []
     for setting in everyone:
-        until = f" until {setting.until:%Y-%m-%d %H:%M} UTC" if setting.until else ""
+        until = f" until {fmt.minute(setting.until, session.timezone())}" if setting.until else ""
+        people = {str(row.user_id): row.full_name for row in person.reports.staff()}
+        who = people.get(setting.actor or "", setting.actor)
+        by = f", set by {fmt.plain(who)}" if who else ""
         why = f": {fmt.plain(setting.reason)}" if setting.reason else ""
-        said.append(f"{word(setting.mode)} for everyone{until}{why}.")
+        said.append(f"{word(setting.mode)} for everyone{until}{by}{why}.")
     if others:
         hint = " Settings has them." if person.role == "admin" else ""
         said.append(f"On for {fmt.count(others, 'organization')}.{hint}")
