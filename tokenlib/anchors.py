@@ -44,7 +44,7 @@ def heads(lines: Iterable[str]) -> Iterator[Head]:
     """Read an anchor. Raises InvalidInput that names the line, or says that the end is missing."""
     count = 0
     complete = False
-    for place, line in enumerate(lines, 1):
+    for place, line in enumerate(_readable(lines), 1):
         if complete:
             raise InvalidInput("anchor", f"has more after its end, in line {place}")
         try:
@@ -63,6 +63,13 @@ def heads(lines: Iterable[str]) -> Iterator[Head]:
         yield head
     if not complete:
         raise InvalidInput("anchor", "is not complete: its last line does not count the others")
+
+
+def _readable(lines: Iterable[str]) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError:
+        raise InvalidInput("anchor", "is no anchor of tokenlib: it is not UTF-8 text") from None
 
 
 def _head(found: dict[str, Any]) -> Head:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from tokenlib import latency
 from tokenlib.db import Database, statements
 from tokenlib.domain import Feature
-from tokenlib.errors import ConfigurationError, PermissionDenied, TokenlibError
+from tokenlib.errors import ConfigurationError, LoginRefused, PermissionDenied, TokenlibError
 from tokenlib.reports import Reports
 from tokenlib.snapshot import Schema, packaged
 from tokenlib.tokens import Tokens
@@ -49,11 +49,13 @@ def examine(tokens: Tokens, *, smoke: bool = False) -> Iterator[Check]:
     """Look at everything, one check after the other; with `smoke`, also charge and refund.
 
     The charge is made in an organization of its own and rolled back. Raises DatabaseUnavailable
-    when the database does not answer.
+    when the database does not answer, and LoginRefused when it refuses the login.
     """
     database = tokens.database
     try:
         database.check()
+    except LoginRefused:  # as when it does not answer: there is nothing to look at
+        raise
     except (ConfigurationError, PermissionDenied) as error:
         yield Check("start", "failed", error.message, "tokenlib does not work until then.")
     else:

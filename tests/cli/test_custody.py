@@ -58,6 +58,11 @@ def test_a_file_that_is_no_anchor_ends_with_2(shell: Shell, used: Person, tmp_pa
     file = tmp_path / "other.txt"
     file.write_text("something else\n")
     said = shell.error("verify", "--anchor", file, exit_code=2)
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe")
+    assert shell.error("verify", "--anchor", binary, exit_code=2) == (
+        "anchor is no anchor of tokenlib: it is not UTF-8 text"
+    )
     assert said == "anchor is no anchor of tokenlib: line 1"
 
 

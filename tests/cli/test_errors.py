@@ -70,6 +70,9 @@ def test_the_version_is_that_of_the_package(nowhere: Shell) -> None:
         ["replay", "."],
         ["replay", __file__, "--workers", "0"],
         ["replay", __file__, "--speed", "0"],
+        ["replay", __file__, "--speed", "nan"],
+        ["replay", __file__, "--speed", "inf"],
+        ["explain", str(uuid.uuid4()), "general", "--at", "2999-01-01"],
         ["replay", __file__, "--limit", "-1"],
     ],
 )

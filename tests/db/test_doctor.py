@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.schema_snapshot import fresh
-from tokenlib import Tokens, migrations
+from tokenlib import LoginRefused, Tokens, migrations
 from tokenlib.db import Database
 from tokenlib.doctor import Check, examine
 from tokenlib.embedded import SUPERUSER, Embedded
@@ -316,3 +316,9 @@ def test_the_smoke_test_borrows_where_the_product_keeps_the_people(plain: TestDa
             owner.execute("alter table user_profiles alter id set default gen_random_uuid()")
     assert found[-1] == Check("smoke", "ok", "a charge and its refund, rolled back")
     assert wallets == []
+
+
+def test_a_login_that_is_refused_is_said_once(token_database: TestDatabase) -> None:
+    url = token_database.server.url(token_database.name, "nobody_known")
+    with Tokens(Database(url)) as tokens, pytest.raises(LoginRefused, match="nobody_known"):
+        list(examine(tokens))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TextIO
 from uuid import UUID
 
@@ -161,6 +161,10 @@ def stats(organization: str, as_json: bool) -> None:
     show_table(header, [*rows, ("total", *totals, "")])
 
 
+# What the clocks of this machine and of the database may differ.
+_CLOCKS_APART = timedelta(minutes=1)
+
+
 def _moment(
     _context: click.Context, _parameter: click.Parameter, value: str | None
 ) -> datetime | None:
@@ -173,7 +177,10 @@ def _moment(
         raise click.BadParameter(
             f"{value!r} is not a time such as 2026-03-01T12:00+01:00."
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC) + _CLOCKS_APART:
+        raise click.BadParameter(f"{value!r} lies ahead.")
+    return moment
 
 
 @click.command(epilog=EXIT_CODES)

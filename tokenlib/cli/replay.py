@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
     from tokenlib.replay import Report
 
 _MAX_WORKERS = 64
+_MAX_SPEED = 1e9
+
+
+def _finite(
+    _context: click.Context, _parameter: click.Parameter, value: float | None
+) -> float | None:
+    """A number; the range alone lets NaN pass."""
+    if value is not None and isnan(value):
+        raise click.BadParameter("nan is not a number.")
+    return value
 
 
 @click.command(epilog=EXIT_CODES)
@@ -39,7 +50,8 @@ _MAX_WORKERS = 64
 )
 @click.option(
     "--speed",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=_MAX_SPEED),
+    callback=_finite,
     help="Keep the trace's own pace, this many times faster. Default: as fast as it goes.",
 )
 @click.option(
