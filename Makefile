@@ -32,6 +32,8 @@ test-faults: $(VENV)/.dev ## Break the database under load, and print what happe
 	@$(BIN)/pytest --session-timeout=400 tests/faults
 
 test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES, Debian's 15 unless set
+	@test -x $(POSTGRES)/postgres || { echo "There is no PostgreSQL in $(POSTGRES). Name another: make \
+	test-postgres POSTGRES=/path/to/bin" >&2; exit 1; }
 	@TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest -n 2 --dist loadfile -m "not bundled" tests/db
 
 bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some minutes
