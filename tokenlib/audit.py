@@ -14,7 +14,26 @@ from tokenlib.db import as_uuid, statements
 from tokenlib.domain import Problem
 from tokenlib.errors import InvalidInput, NotAMember
 
-_BATCH = 200
+# A batch ends with the organization that reaches the second: a snapshot is not held for long, and
+# progress moves.
+_BATCH, _BATCH_ROWS = 200, 50_000
+CHECKS = (
+    "wallet_sums",
+    "wallets_missing",
+    "wallet_entries",
+    "wallet_terms",
+    "log_chain",
+    "log_heads",
+    "event_chain",
+    "event_heads",
+    "erasures",
+    "legacy_rows",
+    "grant_sums",
+    "grants",
+    "hold_sums",
+    "reservations",
+    "keys",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +80,25 @@ class AuditVerbs(CatalogVerbs):
         if anchor is not None and not isinstance(anchor, Iterable):
             raise InvalidInput("anchor", f"must be the lines of an anchor, not {anchor!r}")
         named = statements("audit")
-        if organization is None:
-            everyone = [row["id"] for row in self.database.rows(named["organizations"])]
-        else:
-            everyone = [self.known_organization(organization)]
+        only = None if organization is None else self.known_organization(organization)
+        batches = [[only]] if only else list(self._batches())
+        done, total = 0, sum(map(len, batches))
         wallets = entries = 0
         problems: list[Problem] = []
-        for start in range(0, len(everyone), _BATCH):
-            batch = everyone[start : start + _BATCH]
+        for batch in batches:
             with self.database.transaction() as connection:
                 connection.exec_driver_sql("set transaction isolation level repeatable read")
+                connection.exec_driver_sql(named["unbounded"])
                 counts = connection.exec_driver_sql(named["counts"], {"ids": batch}).one()
                 wallets, entries = wallets + counts.wallets, entries + counts.entries
-                for check in (
-                    "wallet_sums",
-                    "wallets_missing",
-                    "wallet_entries",
-                    "log_chain",
-                    "event_chain",
-                    "erasures",
-                    "legacy_rows",
-                    "grant_sums",
-                    "hold_sums",
-                    "reservations",
-                    "keys",
-                ):
+                for check in CHECKS:
                     found = connection.exec_driver_sql(named[check], {"ids": batch}).mappings()
                     problems.extend(Problem(**row) for row in found)
+            done += len(batch)
             if progress is not None:
-                progress(min(start + _BATCH, len(everyone)), len(everyone))
+                progress(done, total)
         if anchor is not None:
-            problems.extend(self._against(anchor, everyone[0] if organization else None))
+            problems.extend(self._against(anchor, only))
         if organization is None:
             result = {"wallets": wallets, "entries": entries, "problems": len(problems)}
             self.database.call(named["record"], result)
@@ -105,10 +112,8 @@ class AuditVerbs(CatalogVerbs):
         """
         named = statements("audit")
         at = self.database.rows(statements("health")["now"])[0]["now"].isoformat()
-        everyone = [row["id"] for row in self.database.rows(named["organizations"])]
         wallets = 0
-        for start in range(0, len(everyone), _BATCH):
-            batch = everyone[start : start + _BATCH]
+        for batch in self._batches():
             for row in self.database.rows(named["heads"], {"ids": batch}):
                 output.write(anchors.Head(**row).line(at) + "\n")
                 wallets += 1
@@ -134,6 +139,22 @@ class AuditVerbs(CatalogVerbs):
         if row.pop("status") != "ok":
             raise NotAMember(params["organization_id"], params["user_id"])
         return Erasure(**row)
+
+    def _batches(self) -> Iterator[list[UUID]]:
+        """Everybody, in the order of their ids, some at a time."""
+        batch: list[UUID] = []
+        rows = 0
+        with self.database.transaction() as connection:
+            connection.exec_driver_sql(statements("audit")["unbounded"])
+            everyone = connection.exec_driver_sql(statements("audit")["organizations"]).all()
+        for organization in everyone:
+            batch.append(organization.id)
+            rows += organization.rows
+            if len(batch) == _BATCH or rows >= _BATCH_ROWS:
+                yield batch
+                batch, rows = [], 0
+        if batch:
+            yield batch
 
     def _against(self, anchor: Iterable[str], only: UUID | None) -> Iterator[Problem]:
         """What an anchor knew and the database does not, a batch of wallets at a time."""

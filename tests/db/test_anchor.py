@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from tokenlib import Tokens
+from tokenlib.audit import CHECKS
 from tokenlib.db import statements
 from tokenlib.testing import TestClock, TestDatabase
 
@@ -173,8 +174,10 @@ SETTINGS = [
     {"TimeZone": "Asia/Kathmandu", "DateStyle": "German"},
     {"IntervalStyle": "sql_standard", "bytea_output": "escape", "extra_float_digits": "-15"},
     {"TimeZone": "America/New_York", "DateStyle": "SQL, DMY", "standard_conforming_strings": "on"},
+    {"search_path": "pg_temp", "client_encoding": "LATIN1", "lc_time": "C", "lc_numeric": "C"},
+    {"IntervalStyle": "iso_8601", "bytea_output": "hex", "quote_all_identifiers": "on"},
+    {"enable_sort": "off", "enable_indexscan": "off", "work_mem": "64kB", "jit": "off"},
 ]
-CHECKS = ("wallet_sums", "wallet_entries", "log_chain", "event_chain", "erasures", "legacy_rows")
 
 
 def test_no_setting_of_a_session_changes_a_hash(
@@ -193,7 +196,7 @@ def _write_and_verify(
             session.execute("select set_config(%s, %s, false)", (name, value))
         session.execute(
             "select tokenlib.deduct(%s, %s, 'generate_goal', 1, %s, %s, false, null)",
-            (*person, '{"half": 0.50}', key),
+            (*person, '{"half": 0.50, "prompt": "Größe"}', key),
         )
         named = statements("audit")
         for check in CHECKS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import psycopg
@@ -24,6 +24,7 @@ alter table ai_token_events disable trigger append_only;
 alter table ai_tokens disable trigger sums_close;
 alter table ai_tokens drop constraint sums_close, drop constraint balance_not_negative;
 alter table ai_token_usage_log drop constraint log_number_once;
+alter table ai_token_events drop constraint event_number_once;
 drop index one_charge_per_key;
 """
 
@@ -31,6 +32,10 @@ drop index one_charge_per_key;
 LOG = "update ai_token_usage_log set {} where organization_id = %(own)s and number = {}"
 WALLET = (
     "update ai_tokens set {} where organization_id = %(own)s and token_type = 'goal_generation'"
+)
+EVENT = (
+    "update ai_token_events set {} where organization_id = %(own)s"
+    " and token_type = 'goal_generation' and number = {}"
 )
 GRANTED = "update ai_token_events set {} where organization_id = %(own)s and kind = 'grant'"
 GIFT = "update ai_token_grants set {} where organization_id = %(own)s and kind = 'gift'"
@@ -137,9 +142,58 @@ TAMPERED: dict[str, tuple[str, set[tuple[str, str]]]] = {
         DELETE.format("ai_token_events", "kind = 'grant'"),
         {("event_number_gap", "event 3"), ("event_head_differs", "wallet")},
     ),
+    "the order of events": (
+        EVENT.format("number = 5 - number", "any ('{2,3}')"),
+        {("event_hash_differs", "event 2"), ("event_hash_differs", "event 3")},
+    ),
+    "an event of another organization": (
+        EVENT.format("organization_id = %(other)s, number = 6", "3"),
+        {
+            ("event_number_gap", "event 4"),
+            ("event_head_differs", "wallet"),
+            ("event_hash_differs", "event 6"),
+            ("reservation_differs", "reservation"),
+        },
+    ),
+    "an event between two wallets": (
+        EVENT.format("token_type = 'general', number = 2, idempotency_key = null", "2"),
+        {("event_number_gap", "event 3"), ("event_hash_differs", "event 2")},
+    ),
     "the last event": (
         DELETE.format("ai_token_events", "number = 5"),
         {("event_head_differs", "wallet"), ("reservation_differs", "reservation")},
+    ),
+    "a wallet's plan": (WALLET.format("plan = 'starter'"), {("terms_differ", "wallet")}),
+    "a wallet's allowance": (WALLET.format("allowance = null"), {("terms_differ", "wallet")}),
+    "a wallet's period": (
+        WALLET.format("refresh_date = refresh_date + interval '1 day'"),
+        {("terms_differ", "wallet")},
+    ),
+    "the beginning of a wallet's period": (
+        WALLET.format("period_start = period_start - interval '1 day'"),
+        {("terms_differ", "wallet")},
+    ),
+    "when a wallet wakes": (WALLET.format("due_at = 'infinity'"), {("terms_differ", "wallet")}),
+    "what waits to be drawn": (
+        WALLET.format("pending = pending + 1"),
+        {("grants_differ", "wallet")},
+    ),
+    "a grant's end": (GIFT.format("expires_at = null"), {("grant_differs", "grant")}),
+    "a grant's beginning": (
+        GIFT.format("effective_at = effective_at - interval '1 day'"),
+        {("grant_differs", "grant")},
+    ),
+    "whose a grant is": (
+        GIFT.format("organization_id = %(other)s"),
+        {("grant_differs", "grant"), ("grants_differ", "wallet")},
+    ),
+    "a grant that is gone": (
+        DELETE.format("ai_token_grants", "kind = 'gift'"),
+        {("grant_differs", "grant"), ("grants_differ", "wallet")},
+    ),
+    "whose a hold is": (
+        HOLD.format("organization_id = %(other)s", "released"),
+        {("reservation_differs", "reservation")},
     ),
     "a grant": (GIFT.format("amount = 99, remaining = 99"), {("grants_differ", "wallet")}),
     "a hold's tokens": (
@@ -170,14 +224,21 @@ def used(tokens: Tokens, person: Person) -> None:
         tokens.deduct_tokens(
             *person, "generate_goal", metadata={"n": number}, idempotency_key=f"key {number}"
         )
-    tokens.grant(person[0], "goal_generation", 10, reason="a gift", idempotency_key="gift")
+    tokens.grant(
+        person[0],
+        "goal_generation",
+        10,
+        reason="a gift",
+        idempotency_key="gift",
+        expires_at=datetime(2099, 1, 1, tzinfo=UTC),
+    )
     tokens.release(tokens.reserve(*person, "generate_goal"), "unused")
     tokens.reserve(*person, "generate_goal")
 
 
 def places(problems: Iterable[Problem]) -> set[tuple[str, str]]:
-    """Kind and entry of each problem; a reservation's id does not matter."""
-    return {(p.kind, re.sub("^(reservation) .*", r"\1", p.entry)) for p in problems}
+    """Kind and entry of each problem; the id of a reservation or grant does not matter."""
+    return {(p.kind, re.sub("^(reservation|grant) .*", r"\1", p.entry)) for p in problems}
 
 
 def test_verify_finds_each_of_them(
@@ -197,12 +258,13 @@ def test_verify_finds_each_of_them(
     everything = tokens.verify().problems
     assert all(problem.detail for problem in everything)
     for what, ((own, _), (other, _)) in victims.items():
-        accused = {own, other} if what == "a row of another organization" else {own}
+        accused = {own, other} if "%(other)s" in TAMPERED[what][0] else {own}
         problems = [problem for problem in everything if problem.organization_id in accused]
         assert TAMPERED[what][1] <= places(problems), what
         assert {problem.organization_id for problem in problems} == accused, what
         types = {problem.token_type for problem in problems}
-        assert what == "every wallet" or types == {"goal_generation"}, what
+        elsewhere = what in ("every wallet", "an event between two wallets")
+        assert elsewhere or types == {"goal_generation"}, what
         # One organization alone is checked the same.
         alone = tokens.verify(own)
         assert places(alone.problems) == places(p for p in problems if p.organization_id == own)

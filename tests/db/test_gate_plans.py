@@ -137,7 +137,10 @@ def test_a_plan_change_is_on_record(
         "select actor, reason, data, count(*)::int from ai_token_events"
         " where kind = 'plan_change' group by 1, 2, 3"
     ).fetchall()
-    assert entries == [("billing", "invoice 12", {"from": "pro", "to": "enterprise"}, 5)]
+    assert [entry[:2] for entry in entries] == [("billing", "invoice 12")] * len(entries)
+    changed = {"from": "pro", "to": "enterprise"}
+    assert {entry[2].pop("allowance"): entry[3] for entry in entries} == {200: 2, 500: 2, 1000: 1}
+    assert [entry[2] for entry in entries] == [changed] * len(entries)
 
 
 def test_a_plan_that_is_not_there(tokens: Tokens, pro: Person) -> None:
@@ -201,7 +204,8 @@ def test_a_refresh_skips_idle_periods_in_one_step(
         "select balance_change, used_change, effective_at, data from ai_token_events"
         " where kind = 'refresh' and token_type = 'goal_generation'"
     ).fetchall()
-    data = {"lapsed": 8, "granted": 20, "periods": 6}
+    ends = f"{noon + 210 * DAY:%Y-%m-%dT%H:%M:%S.%fZ}"
+    data = {"lapsed": 8, "granted": 20, "periods": 6, "allowance": 20, "refresh_date": ends}
     assert entries == [(12, -12, noon + 30 * DAY, data)]
 
 

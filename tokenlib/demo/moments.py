@@ -26,3 +26,8 @@ def moment(at: int) -> datetime:
 def text(at: int) -> str:
     """Microseconds as the database reads a timestamp."""
     return (_EPOCH + timedelta(microseconds=at)).isoformat()
+
+
+def readable(at: int) -> str:
+    """Microseconds as a time in the data of an entry."""
+    return f"{moment(at):%Y-%m-%dT%H:%M:%S.%fZ}"

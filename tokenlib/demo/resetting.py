@@ -53,6 +53,7 @@ def reset(owner_url: str, tokens: Tokens) -> None:
                 "drop_scheduled_grants",
                 "end_periods",
                 "refresh",
+                "restore_ends",
             ):
                 connection.execute(named[step], ids)
             now = first(connection, load["terms"])["now"]

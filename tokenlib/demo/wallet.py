@@ -14,11 +14,11 @@ from hashlib import sha256
 from random import Random
 
 from tokenlib.demo.chance import draw_id
-from tokenlib.demo.moments import text
+from tokenlib.demo.moments import readable, text
 
 Value = str | int | None
 Values = tuple[Value, ...]
-Document = Mapping[str, str | int]
+Document = Mapping[str, str | int | None]
 
 _VERSION = 1
 
@@ -81,6 +81,7 @@ class Wallet:
             balance=self._given(),
             subject=subject,
             reason=f"opened on plan {self.plan}",
+            data={"plan": self.plan, **self._terms()},
         )
 
     def charge(
@@ -159,6 +160,7 @@ class Wallet:
         grant = Grant(draw_id(self.random), "purchase", source, tokens, tokens, at, at, expires_at)
         self.grants.append(grant)
         data: Document = {"kind": "purchase", "amount": tokens, "source": source}
+        data = {**data, "expires_at": readable(expires_at)}
         self._event("grant", at, balance=tokens, actor=actor, subject=grant.id, data=data)
 
     def refresh(self, at: int) -> None:
@@ -184,7 +186,7 @@ class Wallet:
             balance=granted - lapsed,
             used=-self.used,
             effective=due,
-            data={"lapsed": lapsed, "granted": granted, "periods": periods},
+            data={"lapsed": lapsed, "granted": granted, "periods": periods, **self._terms()},
         )
 
     def draw(self) -> None:
@@ -244,6 +246,9 @@ class Wallet:
             )
             for g in self.grants
         ]
+
+    def _terms(self) -> Document:
+        return {"allowance": self.allowance, "refresh_date": readable(self.refresh_at)}
 
     def _given(self) -> int:
         return self.block if self.allowance is None else self.allowance
@@ -334,7 +339,7 @@ def stored(document: Document) -> str:
     return json.dumps(_ordered(document))
 
 
-def _ordered(document: Document) -> dict[str, str | int]:
+def _ordered(document: Document) -> dict[str, str | int | None]:
     # jsonb keeps keys by length, then by bytes.
     return {key: document[key] for key in sorted(document, key=lambda k: (len(k), k))}
 

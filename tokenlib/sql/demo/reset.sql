@@ -65,3 +65,11 @@ where organization_id = any(%(ids)s)
 select tokenlib.open_wallet(organization_id, token_type) from public.ai_tokens
 where organization_id = any(%(ids)s)
 order by organization_id, token_type = 'shared', token_type
+
+-- name: restore_ends
+-- They are over now. Until when they were given stays as their entries say it.
+update public.ai_token_grants g set expires_at = (e.data ->> 'expires_at')::timestamptz
+from public.ai_token_events e
+where g.organization_id = any(%(ids)s) and g.closed_at is not null
+    and e.organization_id = g.organization_id and e.subject_id = g.id
+    and e.kind in ('grant', 'grant_scheduled') and e.data ? 'kind'

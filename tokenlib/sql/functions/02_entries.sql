@@ -30,6 +30,12 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     select (extract(epoch from p_time) * 1000000)::bigint
 $$;
 
+-- A time in an entry's data, as people read it.
+create function tokenlib.utc(p_time timestamptz) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+$$;
+
 create function tokenlib.digest(p_document jsonb) returns bytea
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select sha256(convert_to(p_document::text, 'UTF8'))

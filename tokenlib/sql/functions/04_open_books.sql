@@ -94,7 +94,9 @@ begin
     return tokenlib.append_event(w, 'opening', p_now, v_balance, 0, v_used,
         p_subject => v_grant,
         p_reason => case when p_new then 'opened on plan ' || p_plan else 'adopted as found' end,
-        p_data => case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
+        p_data => jsonb_build_object('plan', p_plan, 'allowance', v_allowance,
+                'refresh_date', tokenlib.utc(w.refresh_date))
+            || case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
             || case when p_new and v_rows = 0 then '{}'::jsonb
                 else jsonb_build_object('legacy_rows', v_rows, 'legacy_digest', v_digest) end);
 end

@@ -61,7 +61,8 @@ begin
     return tokenlib.append_event(w, 'refresh', p_now, v_new - coalesce(v_old, 0), 0, -w.total_used,
         p_effective => v_due,
         p_data => jsonb_build_object('lapsed', coalesce(v_old, 0), 'granted', v_new,
-            'periods', v_periods));
+            'periods', v_periods, 'allowance', w.allowance,
+            'refresh_date', tokenlib.utc(w.refresh_date)));
 end
 $$;
 
@@ -91,7 +92,7 @@ begin
     where organization_id = w.organization_id and id = g.id;
     return tokenlib.append_event(w, 'plan_change', p_now, v_remaining - g.remaining,
         p_actor => p_actor, p_reason => p_reason, p_subject => g.id,
-        p_data => jsonb_build_object('from', v_from, 'to', p_plan));
+        p_data => jsonb_build_object('from', v_from, 'to', p_plan, 'allowance', w.allowance));
 end
 $$;
 

@@ -76,7 +76,8 @@ begin
         case when v_effective <= v_now then 'grant' else 'grant_scheduled' end, v_now,
         case when v_effective <= v_now then p_amount else 0 end,
         p_actor => p_actor, p_reason => p_reason, p_subject => a.id, p_effective => v_effective,
-        p_data => jsonb_build_object('kind', p_kind, 'source', p_source, 'amount', p_amount),
+        p_data => jsonb_build_object('kind', p_kind, 'source', p_source, 'amount', p_amount,
+            'expires_at', tokenlib.utc(p_expires)),
         p_key => p_key, p_request_hash => v_hash);
     w.due_at := tokenlib.next_due(w);
     perform tokenlib.store_wallet(w, v_now);

@@ -33,6 +33,12 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     select (extract(epoch from p_time) * 1000000)::bigint
 $$;
 
+-- A time in an entry's data, as people read it.
+create function tokenlib.utc(p_time timestamptz) returns text
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+$$;
+
 create function tokenlib.digest(p_document jsonb) returns bytea
 language sql immutable set search_path = pg_catalog, pg_temp as $$
     select sha256(convert_to(p_document::text, 'UTF8'))
@@ -346,7 +352,9 @@ begin
     return tokenlib.append_event(w, 'opening', p_now, v_balance, 0, v_used,
         p_subject => v_grant,
         p_reason => case when p_new then 'opened on plan ' || p_plan else 'adopted as found' end,
-        p_data => case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
+        p_data => jsonb_build_object('plan', p_plan, 'allowance', v_allowance,
+                'refresh_date', tokenlib.utc(w.refresh_date))
+            || case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
             || case when p_new and v_rows = 0 then '{}'::jsonb
                 else jsonb_build_object('legacy_rows', v_rows, 'legacy_digest', v_digest) end);
 end
@@ -414,7 +422,8 @@ begin
     return tokenlib.append_event(w, 'refresh', p_now, v_new - coalesce(v_old, 0), 0, -w.total_used,
         p_effective => v_due,
         p_data => jsonb_build_object('lapsed', coalesce(v_old, 0), 'granted', v_new,
-            'periods', v_periods));
+            'periods', v_periods, 'allowance', w.allowance,
+            'refresh_date', tokenlib.utc(w.refresh_date)));
 end
 $$;
 
@@ -444,7 +453,7 @@ begin
     where organization_id = w.organization_id and id = g.id;
     return tokenlib.append_event(w, 'plan_change', p_now, v_remaining - g.remaining,
         p_actor => p_actor, p_reason => p_reason, p_subject => g.id,
-        p_data => jsonb_build_object('from', v_from, 'to', p_plan));
+        p_data => jsonb_build_object('from', v_from, 'to', p_plan, 'allowance', w.allowance));
 end
 $$;
 
@@ -1358,7 +1367,8 @@ begin
         case when v_effective <= v_now then 'grant' else 'grant_scheduled' end, v_now,
         case when v_effective <= v_now then p_amount else 0 end,
         p_actor => p_actor, p_reason => p_reason, p_subject => a.id, p_effective => v_effective,
-        p_data => jsonb_build_object('kind', p_kind, 'source', p_source, 'amount', p_amount),
+        p_data => jsonb_build_object('kind', p_kind, 'source', p_source, 'amount', p_amount,
+            'expires_at', tokenlib.utc(p_expires)),
         p_key => p_key, p_request_hash => v_hash);
     w.due_at := tokenlib.next_due(w);
     perform tokenlib.store_wallet(w, v_now);

@@ -1,11 +1,19 @@
 -- Do the books close? Every check returns its problems; none means it does.
 
 -- name: organizations
--- Also those whose wallets are gone.
-select organization_id as id from public.ai_tokens
-union select organization_id from public.ai_token_events
-union select organization_id from public.ai_token_usage_log where number is not null
-order by 1
+-- Also those whose wallets are gone; with how many rows there are to read of each.
+select id, sum(rows)::bigint as rows from (
+    select organization_id as id, count(*) as rows from public.ai_tokens group by 1
+    union all
+    select organization_id, count(*) from public.ai_token_events group by 1
+    union all
+    select organization_id, count(*) from public.ai_token_usage_log where number is not null group by 1
+) as found
+group by id order by id
+
+-- name: unbounded
+-- An operator's check may take as long as there is to read; the gate's statements may not.
+set local statement_timeout = 0
 
 -- name: counts
 select
@@ -75,65 +83,87 @@ where w.organization_id = any(%(ids)s) and w.event_number > 0
     and (w.balance, w.reserved, w.total_used) is distinct from (t.balance, t.reserved, t.used)
 
 -- name: log_chain
+-- One pass in the order of the index: what is compared is an entry and the one before it.
 with chained as (
     select l, lag(hash, 1, '\x'::bytea) over in_order as before,
-        row_number() over in_order as position
+        lag(number, 1, 0::bigint) over in_order as last
     from public.ai_token_usage_log l
     where organization_id = any(%(ids)s) and number is not null
     window in_order as (partition by organization_id, token_type order by number)
-), heads as (
-    select (l).organization_id, (l).token_type, count(*) as entries,
-        (array_agg((l).hash order by (l).number desc))[1] as head
-    from chained group by 1, 2
 )
-select (l).organization_id, (l).token_type, 'log_number_gap' as kind,
-    'log ' || (l).number as entry, format('stands at place %%s', position) as detail
-from chained where (l).number <> position
-union all
-select (l).organization_id, (l).token_type, 'log_hash_differs', 'log ' || (l).number,
-    'the entry or the one before it was changed'
-from chained where (l).hash is distinct from tokenlib.usage_hash(before, l)
-union all
-select (l).organization_id, (l).token_type, 'metadata_differs', 'log ' || (l).number,
-    'the metadata is not what was charged'
+select (l).organization_id, (l).token_type, p.kind, 'log ' || (l).number as entry, p.detail
 from chained
-where (l).metadata is not null and (l).metadata_digest is distinct from tokenlib.digest((l).metadata)
-union all
-select w.organization_id, w.token_type, 'log_head_differs', 'wallet',
-    format('the wallet counts %%s log entries, there are %%s', w.log_number, coalesce(h.entries, 0))
+cross join lateral (values
+    ('log_number_gap', (l).number <> last + 1, format('follows number %%s', last)),
+    ('log_hash_differs', (l).hash is distinct from tokenlib.usage_hash(before, l),
+        'the entry or the one before it was changed'),
+    ('metadata_differs', (l).metadata is not null
+        and (l).metadata_digest is distinct from tokenlib.digest((l).metadata),
+        'the metadata is not what was charged')
+) as p (kind, wrong, detail)
+where p.wrong
+
+-- name: log_heads
+-- The wallet knows how many there are, and the hash of the last one.
+select w.organization_id, w.token_type, 'log_head_differs' as kind, 'wallet' as entry,
+    format('the wallet counts %%s log entries, there are %%s%%s', w.log_number, coalesce(c.entries, 0),
+        case when w.log_number = coalesce(c.entries, 0) then ', ending otherwise' else '' end)
+        as detail
 from public.ai_tokens w
-left join heads h using (organization_id, token_type)
+left join (
+    select organization_id, token_type, count(*) as entries
+    from public.ai_token_usage_log
+    where organization_id = any(%(ids)s) and number is not null
+    group by organization_id, token_type
+) as c using (organization_id, token_type)
+left join lateral (
+    select hash from public.ai_token_usage_log l
+    where l.organization_id = w.organization_id and l.token_type = w.token_type and number is not null
+    order by number desc limit 1
+) as head on true
 where w.organization_id = any(%(ids)s)
     and (w.log_number, w.log_hash)
-        is distinct from (coalesce(h.entries, 0), coalesce(h.head, '\x'::bytea))
+        is distinct from (coalesce(c.entries, 0), coalesce(head.hash, '\x'::bytea))
 
 -- name: event_chain
+-- One pass in the order of the index: what is compared is an entry and the one before it.
 with chained as (
     select e, lag(hash, 1, '\x'::bytea) over in_order as before,
-        row_number() over in_order as position
+        lag(number, 1, 0::bigint) over in_order as last
     from public.ai_token_events e
     where organization_id = any(%(ids)s)
     window in_order as (partition by organization_id, token_type order by number)
-), heads as (
-    select (e).organization_id, (e).token_type, count(*) as entries,
-        (array_agg((e).hash order by (e).number desc))[1] as head
-    from chained group by 1, 2
 )
-select (e).organization_id, (e).token_type, 'event_number_gap' as kind,
-    'event ' || (e).number as entry, format('stands at place %%s', position) as detail
-from chained where (e).number <> position
-union all
-select (e).organization_id, (e).token_type, 'event_hash_differs', 'event ' || (e).number,
-    'the entry or the one before it was changed'
-from chained where (e).hash is distinct from tokenlib.event_hash(before, e)
-union all
-select w.organization_id, w.token_type, 'event_head_differs', 'wallet',
-    format('the wallet counts %%s events, there are %%s', w.event_number, coalesce(h.entries, 0))
+select (e).organization_id, (e).token_type, p.kind, 'event ' || (e).number as entry, p.detail
+from chained
+cross join lateral (values
+    ('event_number_gap', (e).number <> last + 1, format('follows number %%s', last)),
+    ('event_hash_differs', (e).hash is distinct from tokenlib.event_hash(before, e),
+        'the entry or the one before it was changed')
+) as p (kind, wrong, detail)
+where p.wrong
+
+-- name: event_heads
+-- The wallet knows how many there are, and the hash of the last one.
+select w.organization_id, w.token_type, 'event_head_differs' as kind, 'wallet' as entry,
+    format('the wallet counts %%s events, there are %%s%%s', w.event_number, coalesce(c.entries, 0),
+        case when w.event_number = coalesce(c.entries, 0) then ', ending otherwise' else '' end)
+        as detail
 from public.ai_tokens w
-left join heads h using (organization_id, token_type)
+left join (
+    select organization_id, token_type, count(*) as entries
+    from public.ai_token_events
+    where organization_id = any(%(ids)s)
+    group by organization_id, token_type
+) as c using (organization_id, token_type)
+left join lateral (
+    select hash from public.ai_token_events e
+    where e.organization_id = w.organization_id and e.token_type = w.token_type
+    order by number desc limit 1
+) as head on true
 where w.organization_id = any(%(ids)s)
     and (w.event_number, w.event_hash)
-        is distinct from (coalesce(h.entries, 0), coalesce(h.head, '\x'::bytea))
+        is distinct from (coalesce(c.entries, 0), coalesce(head.hash, '\x'::bytea))
 
 -- name: grant_sums
 -- What open grants still hold = what can be spent + what waits to be drawn + holds not yet drawn.
@@ -151,6 +181,75 @@ cross join lateral (
         and state = 'held' and drawn is null) as h
 where w.organization_id = any(%(ids)s) and w.event_number > 0
     and g.remaining <> w.balance + w.pending + h.undrawn
+
+-- name: grants
+-- Each grant that somebody gave is what its entry says, and each such entry has its grant.
+with given as (
+    select organization_id, token_type, subject_id as id, data ->> 'kind' as kind,
+        data ->> 'source' as source, (data ->> 'amount')::bigint as amount, effective_at,
+        data ->> 'expires_at' as expires_at
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind in ('grant', 'grant_scheduled') and data ? 'kind'
+), kept as (
+    select organization_id, token_type, id, kind, source, amount, effective_at,
+        to_char(expires_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') as expires_at
+    from public.ai_token_grants
+    where organization_id = any(%(ids)s) and kind in ('purchase', 'gift', 'adjustment')
+)
+select organization_id, coalesce(g.token_type, k.token_type) as token_type,
+    'grant_differs' as kind, 'grant ' || id as entry,
+    format('it is %%s, its entry says %%s',
+        case when k is null then 'gone' else concat_ws(' ', k.amount, k.kind, 'from', k.source,
+            'until', coalesce(k.expires_at, 'further notice')) end,
+        case when g is null then 'nothing' else concat_ws(' ', g.amount, g.kind, 'from', g.source,
+            'until', coalesce(g.expires_at, 'further notice')) end) as detail
+from given g
+full join kept k using (organization_id, id)
+where (g.token_type, g.kind, g.source, g.amount, g.effective_at, g.expires_at)
+    is distinct from (k.token_type, k.kind, k.source, k.amount, k.effective_at, k.expires_at)
+
+-- name: wallet_terms
+-- What the wallet goes by: its plan, its allowance and the end of its period are those of its last
+-- entry about them, and it wakes no later than something falls due.
+select w.organization_id, w.token_type, 'terms_differ' as kind, 'wallet' as entry, p.detail
+from public.ai_tokens w
+cross join public.ai_token_parameters t
+cross join lateral (
+    select coalesce(data ->> 'to', data ->> 'plan') as plan from public.ai_token_events e
+    where e.organization_id = w.organization_id and e.token_type = w.token_type
+        and kind in ('opening', 'plan_change')
+    order by number desc limit 1) as planned
+cross join lateral (
+    select (data ->> 'allowance')::bigint as allowance from public.ai_token_events e
+    where e.organization_id = w.organization_id and e.token_type = w.token_type
+        and kind in ('opening', 'plan_change', 'refresh')
+    order by number desc limit 1) as allowed
+cross join lateral (
+    select (data ->> 'refresh_date')::timestamptz as ends from public.ai_token_events e
+    where e.organization_id = w.organization_id and e.token_type = w.token_type
+        and kind in ('opening', 'refresh')
+    order by number desc limit 1) as period
+cross join lateral (
+    select least(w.refresh_date,
+        (select min(expires_at) from public.ai_token_reservations
+            where organization_id = w.organization_id and token_type = w.token_type
+                and state = 'held'),
+        (select min(case when arrived_at is null then effective_at else expires_at end)
+            from public.ai_token_grants
+            where organization_id = w.organization_id and token_type = w.token_type
+                and closed_at is null and (arrived_at is null or kind <> 'allowance'))) as due) as next
+cross join lateral (values
+    (w.plan is distinct from planned.plan,
+        format('plan %%s, its entries say %%s', w.plan, planned.plan)),
+    (w.allowance is distinct from allowed.allowance,
+        format('allowance %%s, its entries say %%s', coalesce(w.allowance::text, 'unlimited'),
+            coalesce(allowed.allowance::text, 'unlimited'))),
+    (w.refresh_date <> period.ends or w.period_start <> period.ends - t.period,
+        format('a period from %%s to %%s, its entries say to %%s', w.period_start, w.refresh_date,
+            period.ends)),
+    (w.due_at > next.due, format('it wakes at %%s, something is due at %%s', w.due_at, next.due))
+) as p (wrong, detail)
+where w.organization_id = any(%(ids)s) and w.event_number > 0 and p.wrong
 
 -- name: hold_sums
 select w.organization_id, w.token_type, 'holds_differ' as kind, 'wallet' as entry,
