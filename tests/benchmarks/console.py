@@ -172,6 +172,7 @@ def many(browser: Browser, address: str) -> dict[str, float]:
             ),
             "sort by lowest level": sort("Lowest level"),
             "sort by most used": sort("Most used"),
+            "sort by runs out first": sort("Runs out first"),
             "find from the sidebar": lambda: anywhere.fill("company 04242"),
         }
         return {name: acted(page, title, act) for name, act in steps.items()}
