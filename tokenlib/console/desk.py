@@ -104,8 +104,9 @@ def effect(row: ChangeRow, context: Context) -> str:
     """Before and after of a change; of a wallet entry, the tokens and the balance after it."""
     before, after = row.before or {}, row.after or {}
     if "balance_after" in after:
+        change = f"{after['balance_change']:+,}" if after["balance_change"] else "unchanged"
         return (
-            f"{context.token_type(after['token_type'])}: {after['balance_change']:+,},"
+            f"{context.token_type(after['token_type'])}: {change},"
             f" balance {after['balance_after']:,}"
         )
     if row.after is None:

@@ -58,10 +58,11 @@ def granted(desk: Desk) -> None:
         return
     context = desk.context
     names = ["token_type", "kind", "source", "amount", "remaining", "effective_at", "expires_at"]
-    data = tables.frame(rows, [*names, "reason"], context)
+    data = tables.frame(rows, names, context)
     data["state"] = [
         "Ended" if row.closed_at else "Open" if row.arrived_at else "Scheduled" for row in rows
     ]
+    data["reason"] = [row.reason for row in rows]
     tables.show(
         data,
         {
@@ -73,7 +74,7 @@ def granted(desk: Desk) -> None:
             "effective_at": tables.time("From", context.zone),
             "expires_at": tables.time("Expires", context.zone),
             "state": "State",
-            "reason": "Reason",
+            "reason": st.column_config.TextColumn("Reason", width=200),
         },
         "Grants in the order in which they are used",
     )

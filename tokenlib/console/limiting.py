@@ -30,17 +30,17 @@ def draw(here: Office) -> None:
         [
             {
                 "who": row.organization or "Everyone",
-                **{name: _number(value) for name, value in asdict(row.limits).items()},
                 "action": "Change",
+                **{name: _number(value) for name, value in asdict(row.limits).items()},
             }
             for row in rows
         ],
-        columns=["who", *NAMES, "action"],
+        columns=["who", "action", *NAMES],
     )
     columns = {
         "who": "Who",
-        **{name: tables.number(label) for name, label in NAMES.items()},
         "action": st.column_config.ButtonColumn("Action", key=_CLICK),
+        **{name: tables.number(label) for name, label in NAMES.items()},
     }
     tables.show(data, columns, "Abuse limits of everyone, and of organizations that differ")
     if (click := st.session_state.get(_CLICK)) is not None:

@@ -117,8 +117,7 @@ def draw(here: Office) -> None:
     if (click := st.session_state.get(_CLICK)) is not None:
         chosen = rows[click["row"]]
         actions.ask(MODE, None, (chosen and chosen.organization_id) or EVERYONE)
-    for name, meaning in MODES.values():
-        st.caption(f"**{name}**: {meaning}")
+    st.caption("  \n".join(f"**{name}**: {meaning}" for name, meaning in MODES.values()))
     st.button(
         "Switch one organization",
         key="ask_mode",

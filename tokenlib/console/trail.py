@@ -76,8 +76,8 @@ def draw(here: Office) -> None:
             "actor_name": "By",
             "action": "What",
             "organization": links.column(_CLICK),
-            "effect": st.column_config.TextColumn("What changed", width="large"),
-            "reason": "Reason",
+            "effect": st.column_config.TextColumn("What changed", width=300),
+            "reason": st.column_config.TextColumn("Reason", width=230),
         },
         "Changes, the latest first",
     )
