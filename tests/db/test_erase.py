@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -267,4 +268,28 @@ def test_an_erasure_waits_for_a_charge_and_covers_it(
                 erasing.execute("select tokenlib.erase_metadata(%s, %s, 'me', 'mine')", pro)
         charging.execute("commit")
     assert tokens.erase(*pro, **WHY).log_entries == 2
+    assert tokens.verify().closed
+
+
+def test_an_erasure_waits_for_whoever_deducts_a_hold(
+    tokens: Tokens, token_database: TestDatabase, owner: psycopg.Connection, pro: Person
+) -> None:
+    """The hold is all that the wallet has of the person: what it says goes to the log, and then."""
+    held = tokens.reserve(*pro, "generate_goal", metadata={"prompt": "a name"})
+    with (
+        token_database.connect("tokenlib_service") as charging,
+        token_database.connect("tokenlib_service") as erasing,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        charging.execute("begin")
+        charging.execute(
+            "select tokenlib.deduct_reservation(%s, %s, null, null)", (pro[0], held.id)
+        )
+        erase = "select tokenlib.erase_metadata(%s, %s, 'privacy desk', 'request 12')"
+        erased = thread.submit(erasing.execute, erase, pro)
+        while owner.execute("select count(*) from pg_locks where not granted").fetchone() == (0,):
+            assert not erased.done()
+        charging.execute("commit")
+        erased.result(30)
+    assert remains(owner, pro[1]) == (0, 0, 0)
     assert tokens.verify().closed

@@ -2272,10 +2272,16 @@ begin
         return;
     end if;
     log_entries := 0;
+    -- Also a wallet with a hold alone: who deducts it meanwhile would log what is erased here.
     for v_type in
-        select token_type from public.ai_token_usage_log
-        where organization_id = p_organization and user_id = p_user and metadata is not null
-        group by token_type order by token_type = 'shared', token_type
+        select token_type from (
+            select token_type from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user and metadata is not null
+            union
+            select token_type from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user and metadata is not null
+        ) as found
+        order by token_type = 'shared', token_type
     loop
         -- Not brought up to date: the organization may be gone, and erasing must still be possible.
         select * into w from public.ai_tokens
@@ -2290,6 +2296,7 @@ begin
         select count(*) into v_rows from public.ai_token_usage_log
         where organization_id = p_organization and token_type = v_type and user_id = p_user
             and metadata is not null;
+        continue when v_rows = 0;
         v_now := greatest(tokenlib.clock(), w.last_entry_at);
         w := tokenlib.append_event(w, 'metadata_erased', v_now, p_actor => p_actor,
             p_reason => p_reason, p_subject => p_user,
