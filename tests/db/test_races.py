@@ -295,7 +295,9 @@ def test_charges_beside_plan_changes(
         assert figures(crowd, pro, token_type) == (max(0, allowance - used), 0, used)
 
 
-def test_an_address_is_added_once(crowd: Tokens, owner: psycopg.Connection) -> None:
+def test_an_address_is_added_once(
+    crowd: Tokens, owner: psycopg.Connection, token_database: TestDatabase
+) -> None:
     organization = crowd.create_organization("Acme")
     answers = together(
         [
@@ -309,6 +311,13 @@ def test_an_address_is_added_once(crowd: Tokens, owner: psycopg.Connection) -> N
     assert len(others) == 23
     assert {other.user_id for other in others} == {added}
     assert owner.execute("select id from user_profiles").fetchall() == [(added,)]
+    # Whoever comes while an address is being added waits for it.
+    add = "select tokenlib.add_member(%s, 'A member', %s)"
+    with token_database.connect() as first, token_database.connect() as second, first.transaction():
+        first.execute(add, (organization, "new@example.org"))
+        second.execute("set lock_timeout = '200ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            second.execute(add, (organization, "New@example.org"))
     # In another organization the same person is another member.
     elsewhere = crowd.create_organization("Globex")
     assert crowd.add_member(elsewhere, "A member", "member@example.org") != added
