@@ -220,6 +220,7 @@ def test_only_an_admin_throttles_and_sees_the_entry(
     assert [done.title for done in app.success] == ["Done"]
     entry = table(app, "actor_name").iloc[0]
     assert entry["reason"] == "A script runs wild"
+    assert entry["changed"].startswith("requests a minute 2")
     assert entry["actor_name"] == "Demo admin"
 
 
@@ -228,7 +229,7 @@ def test_an_admin_pauses_a_person_and_sees_the_entry(
 ) -> None:
     tokens.deduct_tokens(HEALTHY.organization_id, HEALTHY.user_id, "generate_leads")
     app = console("spenders.py", who="People")
-    assert table(app, "unusual")["pause"].tolist() == ["Pause or resume"] * 3
+    assert table(app, "unusual")["pause"].tolist() == ["Pause…"] * 3
     app.session_state[actions.OPEN] = actions.Asked(
         "user", HEALTHY.organization_id, HEALTHY.user_id
     )
@@ -236,7 +237,8 @@ def test_an_admin_pauses_a_person_and_sees_the_entry(
     app.text_input(key=actions.REASON).set_value("Asked to").run()
     press(app, "Pause")
     assert plain(token_database, "select count(*) from ai_token_user_settings") == [(1,)]
-    assert table(app, "actor_name")["reason"].tolist() == ["Asked to"]
+    entries = table(app, "actor_name")[["reason", "changed"]].to_numpy().tolist()
+    assert entries == [["Asked to", "AI paused"]]
 
 
 def test_the_strip_shows_nothing_to_who_lost_the_role(

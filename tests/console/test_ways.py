@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 from starlette.applications import Starlette
@@ -13,6 +15,8 @@ from streamlit.testing.v1 import AppTest
 
 from tests.console.opening import Open
 from tokenlib.console import links, process
+from tokenlib.reports import Reports
+from tokenlib.tokens import Tokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,3 +68,10 @@ def test_start_pages_answer_under_their_names(path: str, leads: str) -> None:
 def test_tables_offer_no_download_of_their_own() -> None:
     settings = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text())
     assert settings["client"]["disableDataExport"] is True
+
+
+def test_days_of_ones_own_stand_in_the_address(look: Open, kept_tokens: Tokens) -> None:
+    app = look("usage.py", range="Custom")
+    today = Reports(kept_tokens.database, None).now().astimezone(ZoneInfo("Europe/Rome")).date()
+    week = [(today - timedelta(days=6)).isoformat(), today.isoformat()]
+    assert address(app) == {"range": ["Custom"], "dates": week}

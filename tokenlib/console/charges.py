@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pandas as pd
@@ -175,7 +175,8 @@ def _cells(row: UsageRow) -> list[object]:
 
 
 def _files(reports: Reports, asked: Asked) -> None:
-    days = f"{asked.since:%Y-%m-%d}-to-{asked.until:%Y-%m-%d}"
+    last = asked.until - timedelta(microseconds=1)  # midnight belongs to the day after
+    days = "-to-".join(dict.fromkeys(f"{one:%Y-%m-%d}" for one in (asked.since, last)))
     for label, ending, make, mime in (
         ("CSV", "csv", as_csv, "text/csv"),
         ("Parquet", "parquet", as_parquet, "application/vnd.apache.parquet"),

@@ -47,7 +47,7 @@ def stacked(
     A group has the color of its place in `fixed`, whatever else is drawn; the others have the next.
     Every one of `labels` has its place, also without a row. `note` says what is special about a
     bar, and `strength` how strongly it is drawn. A click calls `on_pick` with the bar's `start` and
-    `key`, both empty when the same bar is clicked again.
+    `key`, both empty for a click beside the bars.
     """
     bars = (
         alt.Chart(frame)

@@ -50,10 +50,10 @@ def figures(found: Overview, window: Window) -> None:
     with st.grid(5, min_column_width=150, row_height=190):
         draw("Tokens charged", found.tokens, f"{found.tokens.value:,.0f}", f"Gross. {before}")
         draw(
-            "Active organizations",
+            "Organizations",
             found.organizations,
             f"{found.organizations.value:,.0f}",
-            f"Organizations with a charge. {before}",
+            f"Active ones, with a charge in this time. {before}",
         )
         draw(
             "Refusal rate",

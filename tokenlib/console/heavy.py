@@ -33,7 +33,7 @@ LISTS = {"spenders": "Spenders", "beyond": "Beyond a limit", "refused": "Often r
 """The lists of the page, as its control and its address call them."""
 
 PAUSE = "Pause"
-EITHER = "Pause or resume"
+EITHER = "Pause…"
 RESUME = "Resume"
 THROTTLE = "Throttle"
 
@@ -134,14 +134,14 @@ def table(rows: Sequence[Spender], who: Who, person: Person, window: Window, ctx
         **({"user": "Person"} if by_user else {"plan": "Plan"}),
         "tokens": tables.number("Tokens", note="Gross: what was deducted."),
         "share": st.column_config.NumberColumn("Share", format="percent", width=70),
-        "unusual": st.column_config.TextColumn("Against its own past", width=190),
+        "unusual": st.column_config.TextColumn("Against its own past", width=180),
         "change": st.column_config.TextColumn(
             "Change", help=f"Against {window.before.words}.", width=80
         ),
         "trend": st.column_config.AreaChartColumn(
             f"Last {BASELINE_DAYS} days",
             y_min=0,
-            width=110,
+            width=100,
             help="Whole days of 24 hours, the last one on the right.",
         ),
         "calls": tables.number("Calls"),
@@ -244,9 +244,9 @@ def _acting(
         return
     if any(pauses):
         data["pause"] = list(pauses)
-        columns["pause"] = st.column_config.ButtonColumn("Person", key=f"{key}_pause")
+        columns["pause"] = st.column_config.ButtonColumn("The person", key=f"{key}_pause")
     data["throttle"] = THROTTLE
-    columns["throttle"] = st.column_config.ButtonColumn("All its people", key=f"{key}_throttle")
+    columns["throttle"] = st.column_config.ButtonColumn("Everyone in it", key=f"{key}_throttle")
 
 
 def _follow(key: str, organizations: Sequence[UUID], users: Sequence[UUID | None]) -> None:

@@ -98,13 +98,17 @@ def choose_any(now: datetime, zone: tzinfo, default: str = "30d") -> Window:
     if chosen != CUSTOM:
         return _rolling(now, chosen)
     today = now.astimezone(zone).date()
-    days = st.date_input(
+    if DATES not in st.session_state and DATES not in st.query_params:
+        # Not a default: that would be missing in the address, and be other days tomorrow.
+        week = today - timedelta(days=6), today
+        st.session_state[DATES] = week
+        st.query_params[DATES] = [day.isoformat() for day in week]
+    days: tuple[date, ...] = st.date_input(
         "Days",
-        (today - timedelta(days=6), today),
+        [],
         max_value=today,
         key=DATES,
         bind="query-params",
-        required=True,
         format="DD/MM/YYYY",
         label_visibility="collapsed",
         width=230,

@@ -14,6 +14,7 @@ from tokenlib.console.actions import Desk
 from tokenlib.console.format import Context
 from tokenlib.console.session import Person
 from tokenlib.domain import Limits
+from tokenlib.reports.settings import ChangeRow
 
 ACTION = "throttle"
 NAMES = {
@@ -61,20 +62,17 @@ def done(person: Person, context: Context) -> None:
         if row.created_at >= last.since
     ]
     if rows:
-        tables.draw(
-            rows,
-            {
-                "created_at": tables.time("When", context.zone),
-                "organization": "Organization",
-                "action": "Action",
-                "actor_name": "By",
-                "reason": "Reason",
-                "before": st.column_config.JsonColumn("Before"),
-                "after": st.column_config.JsonColumn("Afterwards"),
-            },
-            context,
-            "The entry of what was just done",
-        )
+        columns = {
+            "created_at": tables.time("When", context.zone),
+            "organization": "Organization",
+            "action": "Action",
+            "actor_name": "By",
+            "reason": "Reason",
+            "changed": "Afterwards",
+        }
+        data = tables.frame(rows, [name for name in columns if name != "changed"], context)
+        data["changed"] = [_changed(row) for row in rows]
+        tables.show(data, columns, "The entry of what was just done")
 
 
 @st.dialog("Throttle", icon=":material/speed:", on_dismiss=actions.close)
@@ -128,3 +126,15 @@ def _chosen(present: Limits) -> Limits:
 
 def _said(value: object) -> str:
     return "no limit" if value is None else f"{value:,}"
+
+
+def _changed(row: ChangeRow) -> str:
+    after = row.after or {}
+    if "paused" in after:
+        return "AI paused" if after["paused"] else "AI resumed"
+    before = row.before or {}
+    return ", ".join(
+        f"{label.lower()} {_said(after[name])}"
+        for name, label in NAMES.items()
+        if name in after and after[name] != before.get(name)
+    )
