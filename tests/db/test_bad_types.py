@@ -69,6 +69,7 @@ def right(tokens: Tokens, pro: Person) -> dict[str, Any]:
         "email": "somebody@example.org",
         "plan": "pro",
         "reason": "a reason",
+        "problem": "a problem",
         "actor": uuid4(),
         "token_type": "general",
         "amount": 5,
