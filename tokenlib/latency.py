@@ -37,17 +37,21 @@ _REMEMBERED = 1000
 class Pace:
     """How long this process took lately to answer: "api" requests and "page" runs of the console.
 
-    Whatever answers adds a figure; `keep` writes the median of each kind into the history.
+    Whatever answers adds a figure; `keep` writes the median of each kind into the history. The
+    first answer of each kind is not counted: it reads the program, and every other finds it warm.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: dict[str, deque[float]] = {}
+        self._warm: set[str] = set()
 
     def add(self, operation: str, milliseconds: float) -> None:
         """One more answer."""
         with self._lock:
-            self._seen.setdefault(operation, deque(maxlen=_REMEMBERED)).append(milliseconds)
+            if operation in self._warm:
+                self._seen.setdefault(operation, deque(maxlen=_REMEMBERED)).append(milliseconds)
+            self._warm.add(operation)
 
     def keep(self, tokens: Tokens) -> None:
         """Write a row for each kind that answered since the last time; begin anew."""

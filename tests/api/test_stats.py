@@ -98,6 +98,7 @@ def test_answers_are_timed_and_the_question_whether_the_process_lives_is_not(
     member.client.get("/api/v1/health")
     member.client.get("/api/v1/nothing")
     assert seen._seen == {}
-    assert member.stats().status_code == 200
+    for _ in range(2):  # the first is cold
+        assert member.stats().status_code == 200
     (milliseconds,) = seen._seen["api"]
     assert milliseconds > 0

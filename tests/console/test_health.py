@@ -132,14 +132,15 @@ def test_pages_are_timed_as_they_are_used_and_slow_work_is_not(
     monkeypatch.setattr(speed, "pace", seen)
     # AppTest runs the frame as a script of its own, which takes what latency has.
     monkeypatch.setattr(latency, "pace", seen)
-    app = press(console("health.py"), "Verify now")
-    assert len(seen._seen["page"]) == 1
+    app = press(console("health.py").run(), "Verify now")
+    assert len(seen._seen["page"]) == 1  # neither the first, cold one, nor the verification
     press(app, "Measure now")
     rows = table(app, "grade").set_index("operation")  # type: ignore[attr-defined]
     assert rows["now"]["Console page, on the server"] > 0
     assert rows["grade"]["API response"] == "Not measured yet"
     assert not seen._seen
-    seen.add("api", 700.0)
+    for _ in range(2):
+        seen.add("api", 700.0)
     rows = table(press(app, "Measure now"), "grade").set_index("operation")  # type: ignore[attr-defined]
     assert rows["grade"]["API response"] == "✕ Alert"
 

@@ -62,9 +62,10 @@ def test_what_answered_is_kept_as_a_median_and_begun_anew(
     tokens: Tokens, owner: psycopg.Connection
 ) -> None:
     seen = Pace()
-    for milliseconds in (10, 500, 30):
+    for milliseconds in (9000, 10, 500, 30):  # the first is cold
         seen.add("api", milliseconds)
-    seen.add("page", 250)
+    for milliseconds in (9000, 250):
+        seen.add("page", milliseconds)
     seen.keep(tokens)
     rows = {row.operation: row for row in Reports(tokens.database).latest_latencies()}
     assert {name: row.milliseconds for name, row in rows.items()} == {"api": 30, "page": 250}

@@ -41,6 +41,7 @@ def draw(here: Office) -> None:
         "who": "Who",
         "action": st.column_config.ButtonColumn("Action", key=_CLICK),
         **{name: tables.number(label) for name, label in NAMES.items()},
+        "failed_attempts": tables.number("Failed attempts", note="Until somebody is blocked."),
     }
     tables.show(data, columns, "Abuse limits of everyone, and of organizations that differ")
     if (click := st.session_state.get(_CLICK)) is not None:

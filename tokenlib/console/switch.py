@@ -106,7 +106,7 @@ def draw(here: Office) -> None:
         {
             "who": "Who",
             "mode": "Switch",
-            "until": tables.time("Until", here.context.zone),
+            "until": {**tables.time("Until", here.context.zone), "width": 150},
             "by": "By",
             "reason": "Reason",
             "since": tables.time("Since", here.context.zone),
