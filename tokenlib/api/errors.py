@@ -50,7 +50,7 @@ NOT_YOURS = "You are not a member of this organization."
 NOTHING = "There is nothing here that you may see."
 FAILED = "The server failed. What was asked was not done or not confirmed; try again later."
 BUSY = "The server is busy. Try again shortly."
-_NO_PATH = "There is nothing here."
+NO_PATH = "There is nothing here."
 _NO_METHOD = "This method is not allowed here."
 _UNAVAILABLE = (
     "The service cannot answer now. Try again shortly, with the same Idempotency-Key if you sent"
@@ -195,7 +195,7 @@ def is_old(request: Request) -> bool:
 
 async def _http(request: Request, error: HTTPException) -> JSONResponse:
     status = error.status_code
-    said = {404: _NO_PATH, 405: _NO_METHOD}.get(status, str(error.detail))
+    said = {404: NO_PATH, 405: _NO_METHOD}.get(status, str(error.detail))
     if is_old(request):
         return answer(status, said, error.headers)
     if status == 400:

@@ -6,11 +6,19 @@ What is not known is refused, and nothing is converted: "3" is no number.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AliasGenerator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AliasGenerator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+)
 from pydantic.alias_generators import to_camel
 
 from tokenlib.domain import MAX_TOKENS, MAX_UNITS, Balance, GrantKind, Mode, OrganizationStatus
@@ -24,6 +32,14 @@ def _no_number(value: object) -> object:
     raise ValueError("must be a time as text, with a time zone")
 
 
+def _in_utc(value: datetime) -> datetime:
+    # PostgreSQL knows offsets up to 16 hours only.
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be a time that a calendar has") from None
+
+
 def text(most: int) -> Any:
     """Text that PostgreSQL can keep and that says something."""
     return Field(min_length=1, max_length=most, pattern=r"^[^\x00]*$")
@@ -31,7 +47,11 @@ def text(most: int) -> Any:
 
 # Named in the catalog, which is the database's; a name without a blank or a control character.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])]
-Moment = Annotated[AwareDatetime, BeforeValidator(_no_number, json_schema_input_type=AwareDatetime)]
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_no_number, json_schema_input_type=AwareDatetime),
+    AfterValidator(_in_utc),
+]
 Units = Annotated[int, Field(strict=True, ge=1, le=MAX_UNITS)]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
 Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*\S[^\x00]*$")]

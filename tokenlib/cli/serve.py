@@ -1,4 +1,4 @@
-"""The command that serves console and API in this process."""
+"""The command that serves console and API in this process, or the API alone in several."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
@@ -31,6 +32,9 @@ _POLL_SECONDS = 0.1
 # What an address that means "every interface" is reached by.
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - is looked up, not bound
 _LOOPBACK = ("127.0.0.1", "::1")
+# What says that the console, and that the API answers.
+_ALIVE = "/_stcore/health"
+_READY = "/api/v1/ready"
 
 
 @click.command(epilog=EXIT_CODES)
@@ -45,8 +49,25 @@ _LOOPBACK = ("127.0.0.1", "::1")
     is_flag=True,
     help="Let everybody who reaches --host be one of the demo's people, admins included.",
 )
+@click.option(
+    "--api-only", is_flag=True, help="The API without the console; its log is JSON lines."
+)
+@click.option(
+    "--workers",
+    type=Whole(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes behind the port, with --api-only.",
+)
 @json_option
-def serve(host: str | None, port: int | None, open_demo: bool, as_json: bool) -> None:
+def serve(
+    host: str | None,
+    port: int | None,
+    open_demo: bool,
+    api_only: bool,
+    workers: int,
+    as_json: bool,
+) -> None:
     """Serve console and API until Ctrl-C or SIGTERM.
 
     Without TOKENLIB_DATABASE_URL this starts the bundled PostgreSQL, migrates it, and fills it with
@@ -58,9 +79,12 @@ def serve(host: str | None, port: int | None, open_demo: bool, as_json: bool) ->
     began = time.monotonic()
     settings = Settings.from_env()
     host, port = host or settings.host, port or settings.port
-    app = _app()
+    if workers > 1 and not api_only:
+        raise click.UsageError("--workers goes with --api-only: the console is one process.")
+    server, alive = (_api(workers), _READY) if api_only else (_console(_app()), _ALIVE)
     _require_free(host, port)
-    if settings.embedded and not open_demo and not _own_machine(host):
+    # The demo's people are the console's: the API asks everybody for credentials.
+    if settings.embedded and not api_only and not open_demo and not _own_machine(host):
         raise ConfigurationError(
             f"The demo's people need no password, so {host} would let the whole network be admin."
             " Listen on 127.0.0.1, set TOKENLIB_DATABASE_URL to a database of your own, or give"
@@ -71,10 +95,12 @@ def serve(host: str | None, port: int | None, open_demo: bool, as_json: bool) ->
             _fill(tokens, settings)
         _require_free(host, port)  # it may have been taken while the demo data were loaded
         stopped = threading.Event()
-        announcer = threading.Thread(target=_announce, args=(host, port, began, stopped, as_json))
+        announcer = threading.Thread(
+            target=_announce, args=(host, port, alive, began, stopped, as_json)
+        )
         announcer.start()
         try:
-            _run(app, host, port)
+            _run(server, host, port)
         finally:
             stopped.set()
             announcer.join()
@@ -127,17 +153,38 @@ def _fill(tokens: Tokens, settings: Settings) -> None:
         load_demo(tokens, settings)
 
 
-def _run(app: Path, host: str, port: int) -> None:
-    """Run Streamlit's own command in this process, until it is told to stop."""
-    # Only the console knows Streamlit; this runs a program that happens to be written in Python.
-    streamlit = importlib.import_module("streamlit.web.cli")
-    options = {
-        "server.address": host,
-        "server.port": str(port),
-        "server.headless": "true",
-        "logger.hideWelcomeMessage": "true",
-    }
-    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+def _console(app: Path) -> Callable[[str, int], None]:
+    """Streamlit's own command in this process."""
+
+    def run(host: str, port: int) -> None:
+        # Only the console knows Streamlit; this runs a program that happens to be Python's.
+        streamlit = importlib.import_module("streamlit.web.cli")
+        options = {
+            "server.address": host,
+            "server.port": str(port),
+            "server.headless": "true",
+            "logger.hideWelcomeMessage": "true",
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        streamlit.main(["run", *words, str(app)], prog_name="streamlit", standalone_mode=False)
+
+    return run
+
+
+def _api(workers: int) -> Callable[[str, int], None]:
+    """The API in processes of its own, or with one worker in this one."""
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise ConfigurationError("The API is not installed. Install tokenlib-ai[api].")
+
+    def run(host: str, port: int) -> None:
+        alone = importlib.import_module("tokenlib.api.alone")
+        alone.serve(host, port, workers)
+
+    return run
+
+
+def _run(server: Callable[[str, int], None], host: str, port: int) -> None:
+    """Serve until it is told to stop."""
     # uvicorn shuts down at SIGTERM and then raises it again; it does not know SIGHUP.
     ends = {signal.SIGTERM: _leave, signal.SIGHUP: lambda *_: signal.raise_signal(signal.SIGTERM)}
     before = {
@@ -148,11 +195,11 @@ def _run(app: Path, host: str, port: int) -> None:
     try:
         for number in before:
             signal.signal(number, ends[number])
-        streamlit.main(["run", *arguments, str(app)], prog_name="streamlit", standalone_mode=False)
+        server(host, port)
     except (_Stopped, click.Abort):
         return  # by a signal, or by Ctrl-C, after the server has shut down
     except SystemExit:
-        raise Failure("The console did not start. The lines above say why.") from None
+        raise Failure("It did not start. The lines above say why.") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -169,14 +216,16 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
     raise _Stopped
 
 
-def _announce(host: str, port: int, began: float, stopped: threading.Event, as_json: bool) -> None:
+def _announce(
+    host: str, port: int, alive: str, began: float, stopped: threading.Event, as_json: bool
+) -> None:
     """Print the address once the server answers there, in one line."""
     address = _EVERY_INTERFACE.get(host, host)
     while not stopped.wait(_POLL_SECONDS):
         with suppress(OSError, HTTPException):
             connection = HTTPConnection(address, port, timeout=5)
             try:
-                connection.request("GET", "/_stcore/health")
+                connection.request("GET", alive)
                 ready = connection.getresponse().status == 200
             finally:
                 connection.close()

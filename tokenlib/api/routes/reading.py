@@ -10,7 +10,6 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime
 
 from tokenlib.api import schemas as s
 from tokenlib.api.door import Door, OrganizationId, Read, door
@@ -71,8 +70,8 @@ def history(
     read: Read,
     feature: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")] = None,
     user_id: Annotated[UUID | None, Query(alias="userId")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="From this time on.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Before this time.")] = None,
+    since: Annotated[s.Moment | None, Query(description="From this time on.")] = None,
+    until: Annotated[s.Moment | None, Query(description="Before this time.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[
         str | None, Query(max_length=200, description="`nextCursor` of the page before.")
@@ -97,7 +96,7 @@ def explain(
     organization_id: OrganizationId,
     token_type: TokenType,
     read: Read,
-    at: Annotated[AwareDatetime | None, Query(description="As it stood then.")] = None,
+    at: Annotated[s.Moment | None, Query(description="As it stood then.")] = None,
 ) -> s.Explanation:
     """How a balance came to be, now or at a past moment."""
     story = read.reports(organization_id).explain(organization_id, token_type, at)

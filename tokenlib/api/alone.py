@@ -1,0 +1,210 @@
+"""The API without the console: what each process of `tokenlib serve --api-only` runs.
+
+Its log is JSON, one object a line, each with the id of the request that it is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import multiprocessing
+import signal
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tokenlib.api import create_app
+from tokenlib.api.errors import NO_PATH, problem, request_id
+from tokenlib.config import Settings
+from tokenlib.errors import TokenlibError
+from tokenlib.latency import pace
+from tokenlib.tokens import Tokens, connect
+
+log = logging.getLogger("tokenlib")
+
+REFRESH_SECONDS = 60.0
+PARENT_SECONDS = 1.0
+HEAD_BYTES = 16_384
+HEAD_SECONDS = 10.0
+STOP_SECONDS = 20
+START_SECONDS = 60  # a process that says nothing for so long is replaced
+
+
+class Patient(H11Protocol):
+    """uvicorn's HTTP, with a bound on how long the head of a request may take to arrive."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """A caller is there, and has to say something."""
+        super().connection_made(transport)
+        self._begin()
+
+    def data_received(self, data: bytes) -> None:
+        """A piece of a request; its head may be complete by now."""
+        self._begin()
+        super().data_received(data)
+        if not self._idle():
+            self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is there to wait for."""
+        self._end()
+        super().connection_lost(exc)
+
+    def _idle(self) -> bool:
+        cycle: Any = self.cycle  # None before the first request, whatever its type says
+        return cycle is None or cycle.response_complete
+
+    def _begin(self) -> None:
+        if self._patience is None and self._idle():
+            self._patience = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _end(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        self.transport.write(
+            b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        self.transport.close()
+
+
+class Lines(logging.Formatter):
+    """A log record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As JSON. What is JSON already, as the line of a request, is taken in."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        if name := request_id.get():
+            line["requestId"] = name
+        said = record.getMessage()
+        if record.name == "tokenlib.api" and said.startswith("{"):
+            line |= json.loads(said)
+        else:
+            line["message"] = said
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class Gate:
+    """The gate of this process, opened at the start, or at a later call if that failed."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._tokens: Tokens | None = None
+
+    def tokens(self) -> Tokens:
+        """The gate. Raises what `tokenlib.connect` raises."""
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = connect(settings=self._settings)
+            return self._tokens
+
+    def tend(self) -> None:
+        """End every period that is due, and keep how fast answers were. A failure is logged."""
+        try:
+            self.tokens().refresh_tokens()
+            pace.keep(self.tokens())
+        except TokenlibError as error:
+            log.warning("Periods could not be refreshed: %s", error)
+
+    def close(self) -> None:
+        """Close it, if it was opened."""
+        with self._lock:
+            if self._tokens is not None:
+                self._tokens.close()
+            self._tokens = None
+
+
+def create() -> Starlette:
+    """The app of one process, from the environment."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    settings = Settings.from_env()
+    gate = Gate(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await anyio.to_thread.run_sync(gate.tend)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_tend_every_minute, gate)
+                tasks.start_soon(_end_with_parent)
+                yield
+                tasks.cancel_scope.cancel()
+        finally:
+            gate.close()
+
+    api = create_app(gate.tokens, settings)
+    app = Starlette(
+        routes=[Mount("/api", app=api)],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _nothing},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def serve(host: str, port: int, workers: int) -> None:
+    """Serve until a signal says stop; what runs by then is answered first."""
+    uvicorn.run(
+        f"{__name__}:create",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        http=Patient,
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_worker_healthcheck=START_SECONDS,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+
+
+async def _tend_every_minute(gate: Gate) -> None:
+    while True:
+        await anyio.sleep(REFRESH_SECONDS)
+        await anyio.to_thread.run_sync(gate.tend)
+
+
+async def _end_with_parent() -> None:
+    """A process whose parent was killed would serve on, and nobody would know of it."""
+    parent = multiprocessing.parent_process()
+    while parent is not None:
+        await anyio.sleep(PARENT_SECONDS)
+        if not parent.is_alive():
+            log.warning("The parent process is gone: stopping.")
+            signal.raise_signal(signal.SIGTERM)
+            return
+
+
+async def _nothing(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    return problem(status, "not_found" if status == 404 else "failed", NO_PATH)
