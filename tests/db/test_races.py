@@ -346,6 +346,25 @@ def test_wallets_are_opened_once(crowd: Tokens, owner: psycopg.Connection) -> No
     assert figures(crowd, (organization, user), "shared") == (10, 0, 0)
 
 
+def test_an_allowance_that_came_while_the_pack_was_waited_for_pays(
+    crowd: Tokens, noon: datetime, pro: Person, token_clock: TestClock, owner: psycopg.Connection
+) -> None:
+    crowd.deduct_tokens(*pro, "generate_insight", 50)
+    crowd.upgrade_tokens(pro[0], "shared", 20)
+    with ThreadPoolExecutor(1) as thread:
+        with owner.transaction():
+            owner.execute("select from ai_tokens where token_type = 'shared' for update")
+            charging = thread.submit(crowd.deduct_tokens, *pro, "generate_insight", 5)
+            blocked = "select count(*) from pg_locks where not granted"
+            while owner.execute(blocked).fetchone() == (0,):
+                assert not charging.done()
+            token_clock.set(noon + timedelta(days=30))
+        usage = charging.result(30)
+    assert (usage.token_type, usage.remaining_balance) == ("general", 45)
+    assert usage.created_at == noon + timedelta(days=30)
+    assert figures(crowd, pro, "shared") == (20, 0, 0)
+
+
 # What people change beside wallets ---------------------------------------------------------------
 
 CHANGES = {

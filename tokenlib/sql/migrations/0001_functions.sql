@@ -883,10 +883,19 @@ begin
             else
                 -- A charge comes whole from its own wallet, else whole from `shared`.
                 v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
-                if v_shared.id is not null and v_shared.balance >= a.needed then
+                if v_shared.last_entry_at >= w.due_at then
+                    -- It was waited for, and the own wallet has fallen due meanwhile.
+                    w := tokenlib.open_wallet(p_organization, a.token_type);
+                    a.created_at := w.last_entry_at;
+                    a.available := w.balance;
+                    a.until := w.refresh_date;
+                end if;
+                if w.balance >= a.needed then
+                    a.status := 'ok';
+                elsif v_shared.id is not null and v_shared.balance >= a.needed then
                     w := v_shared;
                     a.token_type := w.token_type;
-                    a.created_at := greatest(v_now, w.last_entry_at);
+                    a.created_at := greatest(a.created_at, w.last_entry_at);
                 else
                     a.status := 'insufficient_tokens';
                 end if;
