@@ -16,6 +16,8 @@ from tokenlib.db import Database
 from tokenlib.embedded import Embedded
 from tokenlib.testing import TestDatabase
 
+pytestmark = pytest.mark.timeout(300)  # the rows take a while where many are at work
+
 ROWS, ORGANIZATIONS = 1_000_000, 1_000
 
 # A charge every 20 seconds, the organizations in turn: everybody's rows lie among everybody else's.
