@@ -90,7 +90,9 @@ def clear(*names: str) -> None:
             del st.query_params[name]
 
 
+@st.fragment
 def _find(reports: Reports) -> None:
+    # A fragment: what is typed here asks nothing of the page around it, until it is chosen.
     with st.popover("Organization", icon=":material/domain:"):
         search = st.text_input(
             "Find an organization",
@@ -101,13 +103,9 @@ def _find(reports: Reports) -> None:
         )
         found = reports.organizations(search, limit=_FOUND).rows
         for row in found:
-            st.button(
-                fmt.plain(row.name),
-                key=f"narrow_{row.organization_id}",
-                type="tertiary",
-                on_click=to,
-                args=(row.organization_id,),
-            )
+            if st.button(fmt.plain(row.name), key=f"narrow_{row.organization_id}", type="tertiary"):
+                to(row.organization_id)
+                st.rerun()
         if not found:
             st.caption("No organization matches.")
 
