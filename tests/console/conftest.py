@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from tokenlib.config import Settings
 from tokenlib.console import process
 from tokenlib.db import Database
 from tokenlib.embedded import Embedded
-from tokenlib.testing import TestDatabase
+from tokenlib.errors import Refused
+from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
 WORLD = "tokenlib_console"
@@ -119,4 +121,49 @@ def console(tokens: Tokens, settings: Settings) -> Iterator[Open]:
     """The console in demo mode on a world of its own, for tests that change it."""
     process.gate.use(tokens, settings)
     yield open_page
+    process.gate.forget()
+
+
+@pytest.fixture(scope="module")
+def told(token_server: Embedded, world: str) -> Iterator[tuple[Tokens, TestDatabase]]:
+    """Two days of the healthy organization: charges, a gift, a hold, a refund, a refusal."""
+    with copied(token_server, world) as database, Tokens(Database(database.url())) as tokens:
+        healthy, empty = demo.SCENARIOS["healthy"], demo.SCENARIOS["empty"]
+        clock = TestClock(database)
+        organization, user = healthy.organization_id, healthy.user_id
+        tokens.deduct_tokens(organization, user, "generate_goal")
+        usage = tokens.deduct_tokens(organization, healthy.colleague_id, "generate_leads")
+        clock.advance(timedelta(days=1))
+        tokens.refund(usage, "it was empty", actor="somebody")
+        tokens.grant(
+            organization,
+            "goal_generation",
+            5,
+            kind="gift",
+            source="test",
+            actor="me",
+            reason="sorry",
+            expires_at=clock.now() + timedelta(days=9),
+        )
+        tokens.grant(
+            organization,
+            "shared",
+            500,
+            kind="purchase",
+            source="pack",
+            expires_at=clock.now() + timedelta(days=365),
+            actor="billing",
+        )
+        tokens.reserve(organization, user, "generate_goal")
+        with suppress(Refused):
+            tokens.deduct_tokens(empty.organization_id, empty.user_id, "generate_goal")
+        clock.advance(timedelta(minutes=1))  # no limit on the pace refuses what is tried now
+        yield tokens, database
+
+
+@pytest.fixture
+def seen(told: tuple[Tokens, TestDatabase], tmp_path: Path) -> Iterator[TestDatabase]:
+    """The console on those two days, for tests that change nothing."""
+    process.gate.use(told[0], Settings(data_dir=tmp_path))
+    yield told[1]
     process.gate.forget()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from streamlit.testing.v1 import AppTest
 
+from tokenlib import demo
 from tokenlib.console import process
 
 Open = Callable[..., AppTest]
@@ -26,6 +27,13 @@ def open_page(
     if page:
         app.switch_page(str(process.pages_folder() / page))
     return app.run()
+
+
+def of(scenario: demo.Scenario, persona: str = "admin", **query: str) -> AppTest:
+    """The page of a scenario's organization."""
+    app = open_page("organization.py", persona, id=str(scenario.organization_id), **query)
+    assert not app.exception
+    return app
 
 
 def open_alone(page: str, **state: object) -> AppTest:

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import pandas as pd
 import pytest
-from streamlit.testing.v1 import AppTest
 
-from tests.console.conftest import copied
-from tests.console.opening import Open, open_alone, open_page, press, texts
-from tests.console.reading import parameter
+from tests.console.opening import Open, of, open_alone, open_page, texts
+from tests.console.reading import parameter, table
 from tokenlib import demo
-from tokenlib.config import Settings
-from tokenlib.console import entries, exporting, process, refused
-from tokenlib.db import Database
-from tokenlib.embedded import Embedded
+from tokenlib.console import refused
 from tokenlib.errors import Refused
 from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
@@ -31,72 +22,6 @@ PAGE = "organization.py"
 HEALTHY = demo.SCENARIOS["healthy"]
 EMPTY = demo.SCENARIOS["empty"]
 LOW = demo.SCENARIOS["low"]
-
-
-def of(scenario: demo.Scenario, persona: str = "admin", **query: str) -> AppTest:
-    """The page of a scenario's organization."""
-    app = open_page(PAGE, persona, id=str(scenario.organization_id), **query)
-    assert not app.exception
-    return app
-
-
-def table(app: AppTest, column: str) -> pd.DataFrame:
-    """The first table that has this column."""
-    frame: pd.DataFrame = next(
-        frame.value for frame in app.dataframe if column in frame.value.columns
-    )
-    return frame
-
-
-def shown(app: AppTest) -> list[list[object]]:
-    """The entries that the ledger shows."""
-    names = ["created_at", "token_type", "kind", "balance_change", "balance_after"]
-    rows: list[list[object]] = table(app, "balance_after")[names].to_numpy().tolist()
-    return rows
-
-
-@pytest.fixture(scope="module")
-def told(token_server: Embedded, world: str) -> Iterator[tuple[Tokens, TestDatabase]]:
-    """Two days of the healthy organization: charges, a gift, a hold, a refund, a refusal."""
-    with copied(token_server, world) as database, Tokens(Database(database.url())) as tokens:
-        clock = TestClock(database)
-        organization, user = HEALTHY.organization_id, HEALTHY.user_id
-        tokens.deduct_tokens(organization, user, "generate_goal")
-        usage = tokens.deduct_tokens(organization, HEALTHY.colleague_id, "generate_leads")
-        clock.advance(timedelta(days=1))
-        tokens.refund(usage, "it was empty", actor="somebody")
-        tokens.grant(
-            organization,
-            "goal_generation",
-            5,
-            kind="gift",
-            source="test",
-            actor="me",
-            reason="sorry",
-            expires_at=clock.now() + timedelta(days=9),
-        )
-        tokens.grant(
-            organization,
-            "shared",
-            500,
-            kind="purchase",
-            source="pack",
-            expires_at=clock.now() + timedelta(days=365),
-            actor="billing",
-        )
-        tokens.reserve(organization, user, "generate_goal")
-        with suppress(Refused):
-            tokens.deduct_tokens(EMPTY.organization_id, EMPTY.user_id, "generate_goal")
-        clock.advance(timedelta(minutes=1))  # no limit on the pace refuses what is tried now
-        yield tokens, database
-
-
-@pytest.fixture
-def seen(told: tuple[Tokens, TestDatabase], tmp_path: Path) -> Iterator[TestDatabase]:
-    """The console on those two days, for tests that change nothing."""
-    process.gate.use(told[0], Settings(data_dir=tmp_path))
-    yield told[1]
-    process.gate.forget()
 
 
 @pytest.mark.parametrize("persona", ["admin", "support"])
@@ -295,126 +220,6 @@ def test_holds_and_grants(seen: TestDatabase) -> None:
     ]  # the hold draws on what expires first
 
 
-def test_the_ledger_is_that_of_the_books(seen: TestDatabase) -> None:
-    app = of(HEALTHY, view="Ledger")
-    with seen.connect() as owner:
-        row = owner.execute(
-            "select (select count(*) from ai_token_usage_log where organization_id = %(id)s)"
-            " + (select count(*) from ai_token_events where organization_id = %(id)s)",
-            {"id": HEALTHY.organization_id},
-        ).fetchone()
-    assert row is not None
-    assert len(table(app, "balance_after")) == row[0]
-    kept = table(of(HEALTHY, view="Ledger", entry="Charge", feature_used="Generate leads"), "kind")
-    assert kept[["kind", "feature", "balance_change", "balance_after"]].to_numpy().tolist() == [
-        ["Charge", "Generate leads", -5, 45]
-    ]
-    assert "No entry matches" in texts(of(HEALTHY, view="Ledger", up_to="2020-01-01"))
-    assert "No entry matches" in texts(of(HEALTHY, view="Ledger", **{"from": "2030-01-01"}))
-
-
-def test_the_ledger_of_one_person_has_a_link(seen: TestDatabase) -> None:
-    app = of(HEALTHY, view="Ledger", person=str(HEALTHY.colleague_id))
-    with seen.connect() as owner:
-        charged = owner.execute(
-            "select sum(tokens_deducted) from ai_token_usage_log where user_id = %s",
-            (HEALTHY.colleague_id,),
-        ).fetchone()
-    rows = table(app, "balance_after")
-    charges = rows[rows["kind"] == "Charge"]
-    assert set(charges["actor"]) == {"healthy colleague"}
-    assert charged == (int(charges["used_change"].sum()),)
-    assert set(rows["kind"]) == {"Charge", "Refund"}  # what was given back to them is theirs too
-    for nobody in ("x", str(uuid.UUID(int=0)), str(demo.SCENARIOS["low"].user_id)):
-        assert len(table(of(HEALTHY, view="Ledger", person=nobody), "kind")) > len(rows)
-
-
-def test_a_day_of_the_ledger_is_a_day_of_the_reader(seen: TestDatabase) -> None:
-    now = TestClock(seen).now()
-    for zone in ("Europe/Rome", "Asia/Tokyo", "America/Los_Angeles"):
-        today = now.astimezone(ZoneInfo(zone)).date()
-        with seen.connect() as owner:
-            wanted = owner.execute(
-                "select count(*) from (select created_at, organization_id from ai_token_usage_log"
-                " union all select created_at, organization_id from ai_token_events) as e"
-                " where organization_id = %s and (created_at at time zone %s)::date = %s",
-                (HEALTHY.organization_id, zone, today),
-            ).fetchone()
-        app = open_page(
-            PAGE,
-            timezone=zone,
-            id=str(HEALTHY.organization_id),
-            view="Ledger",
-            up_to=today.isoformat(),
-            **{"from": today.isoformat()},
-        )
-        assert wanted == (len(table(app, "balance_after")),)
-
-
-def test_the_ledger_turns_its_pages_in_the_url(
-    seen: TestDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    everything = shown(of(HEALTHY, view="Ledger"))
-    monkeypatch.setattr(entries, "ROWS", 3)
-    app, found = of(HEALTHY, view="Ledger"), []
-    while True:
-        found.append(shown(app))
-        if not [button for button in app.button if button.label == "Older"]:
-            break
-        place = parameter(app, "before")
-        press(app, "Older")
-        assert parameter(app, "before") != place
-    assert all(len(rows) == 3 for rows in found[:-1])
-    assert [row for rows in found for row in rows] == everything
-    linked = of(HEALTHY, view="Ledger", before=parameter(app, "before"))
-    assert shown(linked) == found[-1]
-    press(app, "Latest")
-    assert shown(app) == found[0]
-    assert "before" not in app.query_params
-
-
-@pytest.mark.parametrize(
-    "before",
-    ["x", "~~~~", f"2026-01-01~general~1~1~{uuid.UUID(int=1)}"]
-    + [f"2026-01-01T00:00:00+00:00~general~{n}~1~{uuid.UUID(int=1)}" for n in ("-1", "9" * 40)],
-)
-def test_a_place_that_nobody_wrote_is_the_first_page(seen: TestDatabase, before: str) -> None:
-    assert shown(of(HEALTHY, view="Ledger", before=before)) == shown(of(HEALTHY, view="Ledger"))
-
-
-def test_what_staff_did_has_their_name_and_a_waived_charge_its_word(
-    console: Open, tokens: Tokens
-) -> None:
-    support = demo.PERSONAS["support"]
-    admin = demo.PERSONAS["admin"].user_id
-    tokens.staff_set_staff(admin, support.user_id, "support", 5, reason="goodwill")
-    tokens.staff_grant(support.user_id, LOW.organization_id, "general", 1, reason="goodwill")
-    tokens.staff_set_mode(admin, "off", None, until=None, reason="night")
-    tokens.deduct_tokens(LOW.organization_id, LOW.user_id, "generate_goal")
-    rows = table(of(LOW, view="Ledger"), "balance_after")
-    first = rows[["kind", "used_change", "waived"]].to_numpy().tolist()[0]
-    assert first == ["Charge, waived", 0, 3]
-    granted = rows[rows["kind"] == "Grant"]["actor"]
-    assert next(iter(granted)) == f"{support.name} (support)"
-    assert rows["waived"].isna().sum() == len(rows) - 1
-
-
-def test_the_exported_ledger_is_the_books(told: tuple[Tokens, TestDatabase]) -> None:
-    rows = Reports(told[0].database).ledger(HEALTHY.organization_id, limit=1000)
-    data = entries.frame(rows, {HEALTHY.user_id: "=healthy"})
-    lines = list(csv.DictReader(exporting.csv(data).decode("utf-8-sig").splitlines()))
-    with told[1].connect() as owner:
-        wanted = owner.execute(
-            "select id, created_at at time zone 'UTC' from ai_token_usage_log"
-            " where organization_id = %(id)s union all select id, created_at at time zone 'UTC'"
-            " from ai_token_events where organization_id = %(id)s",
-            {"id": HEALTHY.organization_id},
-        ).fetchall()
-    stored = {(str(one), f"{at.isoformat()}+00:00") for one, at in wanted}
-    assert {(line["id"], line["created_at"]) for line in lines} == stored
-    assert {"'=healthy", "System"} <= {line["actor_name"] for line in lines}
-
-
 def test_only_an_admin_is_offered_what_only_an_admin_may(seen: TestDatabase) -> None:
     labels = {button.label for button in of(HEALTHY).button}
     assert {"Grant tokens", "Change plan", "Pause"} <= labels
@@ -423,9 +228,3 @@ def test_only_an_admin_is_offered_what_only_an_admin_may(seen: TestDatabase) -> 
     assert "Give goodwill tokens" in labels
     assert not {"Change plan", "Pause"} & labels
     assert "action" not in table(app, "balance_after").columns
-
-
-def test_an_export_opens_as_data(seen: TestDatabase) -> None:
-    data = pd.DataFrame({"reason": ["=1+1", "@x", "fine"], "change": [-3, 0, 5]})
-    lines = exporting.csv(data).decode("utf-8-sig").splitlines()
-    assert lines == ["reason,change", "'=1+1,-3", "'@x,0", "fine,5"]
