@@ -5,27 +5,44 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
+from tests.browser.visiting import DESK, WAIT, Visit, visiting
 from tests.serving import ARGUMENTS, CHROMIUM, ROOT, served
+from tokenlib import demo
+from tokenlib.config import Settings
+from tokenlib.embedded import Embedded
+from tokenlib.tokens import Tokens, connect
 
-WAIT = 30_000
-"""Milliseconds that an element may take to appear on a busy machine."""
+
+@dataclass(frozen=True)
+class Served:
+    """The console, and the bundled database that it stands on."""
+
+    address: str
+    database: Embedded
+
+    def owner(self) -> psycopg.Connection:
+        """A connection as the owner of the tables, who alone may write who is staff."""
+        return psycopg.connect(
+            self.database.conninfo("tokenlib", "tokenlib_owner"), autocommit=True
+        )
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[str]:
+def server() -> Iterator[Served]:
     """`streamlit run app.py` on a free port and an empty data folder; gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="tokenlib-browser-"))
     folder.chmod(0o711)  # when root runs, the database's user passes through
     try:
         with served(ROOT / "app.py", folder) as address:
-            yield address
+            yield Served(address, Embedded(folder / "data"))
         left = [
             _command(found) for found in psutil.process_iter() if str(folder) in _command(found)
         ]
@@ -42,6 +59,19 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.fixture(scope="session")
+def tokens(server: Served) -> Iterator[Tokens]:
+    """A gate of the test's own on the console's database, for what happens elsewhere."""
+    with connect(settings=Settings(data_dir=server.database.data_dir)) as gate:
+        yield gate
+
+
+@pytest.fixture
+def fresh(server: Served, tokens: Tokens) -> None:
+    """The demo's scenarios as they start, whatever was done to them before."""
+    demo.reset(server.database.url("tokenlib", "tokenlib_owner"), tokens)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium without a window. Its event loop ends with the module: others need theirs."""
@@ -53,42 +83,37 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@dataclass
-class Visit:
-    """A tab, and what went wrong in it: requests that left the machine, errors of the page."""
+def person(browser: Browser, server: Served) -> BrowserContext:
+    """Somebody with a browser of their own, in Rome."""
+    context = browser.new_context(
+        viewport=DESK,  # type: ignore[arg-type]
+        timezone_id="Europe/Rome",
+        locale="en-US",
+    )
+    context.set_default_timeout(WAIT)
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.address)
+    return context
 
-    page: Page
-    address: str
-    outside: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
 
-    def open(self, path: str = "") -> Page:
-        """Go to a page of the console and wait until its script has run."""
-        self.page.goto(f"{self.address}/{path}")
-        self.settle()
-        return self.page
-
-    def settle(self) -> None:
-        """Wait until the script that an action started has run."""
-        self.page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-
-    def asked(self, request: Request) -> None:
-        if not request.url.startswith((self.address, "data:", "blob:")):
-            self.outside.append(request.url)
+@pytest.fixture(scope="module")
+def somebody(browser: Browser, server: Served) -> Iterator[BrowserContext]:
+    """The person whose tabs the tests of a module open: what was loaded once stays loaded."""
+    context = person(browser, server)
+    yield context
+    context.close()
 
 
 @pytest.fixture
-def visit(server: str, browser: Browser, request: pytest.FixtureRequest) -> Iterator[Visit]:
-    """A new tab, `width` pixels wide; at its end nothing may have gone wrong in it."""
-    width = getattr(request, "param", 1280)
-    context = browser.new_context(
-        viewport={"width": width, "height": 844}, timezone_id="Europe/Rome"
-    )
-    context.set_default_timeout(WAIT)
-    visit = Visit(context.new_page(), server)
-    visit.page.on("request", visit.asked)
-    visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
-    yield visit
+def visit(somebody: BrowserContext, server: Served) -> Iterator[Visit]:
+    """A new tab."""
+    with visiting(somebody, server.address) as tab:
+        yield tab
+
+
+@pytest.fixture
+def colleague(browser: Browser, server: Served) -> Iterator[Visit]:
+    """A tab in another person's browser."""
+    context = person(browser, server)
+    with visiting(context, server.address) as tab:
+        yield tab
     context.close()
-    assert visit.outside == []
-    assert visit.errors == []

@@ -1,0 +1,70 @@
+"""Links: what the address says is what the page shows, to a colleague too, and Back goes back."""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.conftest import Served
+from tests.browser.visiting import Visit
+
+LIST = "Balances of each organization"
+
+
+def first_ones(visit: Visit) -> list[Locator]:
+    """The names of the first organizations of the list."""
+    names = visit.table(LIST).locator("td[aria-colindex='1']")
+    return [names.nth(place) for place in range(5)]
+
+
+def test_a_link_shows_a_colleague_the_same_and_back_goes_back(
+    visit: Visit, colleague: Visit
+) -> None:
+    page = visit.open("organizations")
+    visit.pick("Plan", "Enterprise")
+    visit.pick("Sort by", "Most used")
+    page.wait_for_url(re.compile("[?&]plan=.*sort="))
+    theirs = colleague.open(page.url.removeprefix(f"{visit.address}/"))
+    expect(theirs.get_by_role("combobox", name="Plan")).to_have_value("Enterprise")
+    expect(theirs.get_by_role("combobox", name="Sort by")).to_have_value("Most used")
+    shown = [name.text_content() or "" for name in first_ones(colleague)]
+    assert len(set(shown)) == 5
+    for name, text in zip(first_ones(visit), shown, strict=True):
+        expect(name).to_have_text(text)
+    colleague.shoot("link-shared")
+    visit.follow(LIST)
+    visit.heading("Organization")
+    visit.drawn()
+    page.go_back()
+    visit.heading("Organizations")
+    expect(page.get_by_role("combobox", name="Plan")).to_have_value("Enterprise")
+    expect(page.get_by_role("combobox", name="Sort by")).to_have_value("Most used")
+    for name, text in zip(first_ones(visit), shown, strict=True):
+        expect(name).to_have_text(text)
+
+
+def test_every_choice_of_use_is_in_the_link(visit: Visit, colleague: Visit) -> None:
+    page = visit.open("usage")
+    visit.choose("Time range", "90d")
+    visit.choose("Divided by", "By plan")
+    visit.pick("Feature", "Forecast revenue")
+    page.wait_for_url("**feature=**")
+    theirs = colleague.open(page.url.removeprefix(f"{visit.address}/"))
+    for name in ("90d", "By plan"):
+        expect(theirs.get_by_role("radio", name=name, exact=True)).to_be_checked()
+    expect(theirs.get_by_role("combobox", name="Feature")).to_have_value("Forecast revenue")
+    page.reload()
+    expect(page.get_by_role("radio", name="90d", exact=True)).to_be_checked()
+
+
+def test_the_api_answers_beside_the_console(server: Served) -> None:
+    with pytest.raises(HTTPError) as caught:
+        urlopen(f"{server.address}/api/v1/tokens/stats?organizationId=x", timeout=10)  # noqa: S310
+    with caught.value as answer:
+        assert answer.status == 401
+        assert "error" in json.load(answer)
