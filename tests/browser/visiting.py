@@ -39,7 +39,7 @@ _DRAWN = """() => {
         && shown('stDataFrame').every(has('canvas'))
         && shown('stVegaLiteChart').every(has('canvas, svg'));
 }"""
-# Nothing moves any more, and the menu stands beside the page, or out of sight where there is no room.
+# Nothing moves any more, and the menu stands beside the page; out of sight where there is no room.
 _STILL = """() => {
     const menu = document.querySelector('[data-testid=stSidebar]');
     return (innerWidth > 768) === (menu.getBoundingClientRect().right > 0)
