@@ -120,10 +120,11 @@ def member(join: Join) -> Member:
 def books(token_database: TestDatabase) -> Books:
     """Read every row that a request could change; equal before and after: nothing was touched."""
 
-    # When a key was last used is no secret and no money: also a refused call is a use.
+    # When a key was last used is no secret and no money, and neither is what a caller got wrong.
     rows = sql.SQL(
         "select case when {name} = 'ai_token_api_keys' then (to_jsonb(t) - 'last_used_at')::text"
-        " else t::text end as row from public.{table} t order by 1"
+        " else t::text end as row from public.{table} t"
+        " where to_jsonb(t) ->> 'rule' is distinct from 'failed_attempt' order by 1"
     )
 
     def read() -> dict[str, list[Any]]:

@@ -191,3 +191,36 @@ def test_the_switch_goes_before_limits(
     tokens.set_mode("off", world.organization, actor="a test", reason="a test")
     assert spender.charge().json()["tokensWaived"] == 1
     assert refusals(token_database)[0][4] == 1
+
+
+def test_five_failed_attempts_block_a_member_for_a_while(
+    api: Api, world: World, token_clock: TestClock, token_database: TestDatabase
+) -> None:
+    path = f"{world.path}/charges"
+    theirs = f"/organizations/{world.other}/charges"
+    assert api.post(path, world.member, feature="generate_goal", units="3").status_code == 400
+    assert api.post(path, world.member, feature="generate_gaol").status_code == 400
+    assert api.post(theirs, world.member, **INSIGHT).status_code == 404
+    assert api.client.post(
+        f"/api/v1{path}", headers=world.member | {"Idempotency-Key": "k"}, content=b"{"
+    ).is_client_error
+    # What others do in the member's name is not laid at the member's door, and questions are free.
+    for who in ({}, world.keys["own"], world.keys["other"]):
+        assert api.post(path, who, feature="generate_goal", units="3").is_client_error
+    assert api.get(f"/organizations/{world.other}/balances", world.member).status_code == 404
+    assert api.post(path, world.member, key="good", **INSIGHT).status_code == 201
+    token_clock.advance(timedelta(seconds=3))
+    body = {"organizationId": str(world.other), "featureUsed": "generate_goal", "action": "deduct"}
+    old = api.client.post("/api/v1/tokens/check-balance", json=body, headers=world.member)
+    assert old.status_code == 403
+    blocked = api.post(path, world.member, **INSIGHT)
+    assert (blocked.status_code, blocked.json()["limit"]) == (429, "failed_attempts")
+    assert int(blocked.headers["retry-after"]) > 500
+    assert api.post(path, world.colleague, **INSIGHT).status_code == 201
+    assert api.post(path, world.member, key="good", **INSIGHT).status_code == 201
+    assert {(row[0], row[2]) for row in refusals(token_database)} == {
+        (world.user, "failed_attempt"),
+        (world.user, "rate_limited"),
+    }
+    token_clock.advance(timedelta(minutes=10))
+    assert api.post(path, world.member, **INSIGHT).status_code == 201

@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import Depends, Header, Path, Request, Response
+from fastapi import Depends, Header, HTTPException, Path, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from psycopg.types.json import Jsonb
 from starlette.concurrency import run_in_threadpool
@@ -24,7 +26,7 @@ from tokenlib.api.auth import Authentication, Caller
 from tokenlib.api.errors import InFlight, MissingScope, NotYours, problem
 from tokenlib.db import Row, statements
 from tokenlib.domain import Balance, Scope, plain
-from tokenlib.errors import UnknownOrganization
+from tokenlib.errors import InvalidInput, TokenlibError, UnknownFeature, UnknownOrganization
 from tokenlib.reports import Reports, Viewer
 from tokenlib.tokens import Tokens
 
@@ -67,9 +69,30 @@ class Door(APIRoute):
                     f"{errors[0]['field']} is not known.",
                     errors=errors[:20],
                 )
-            return await handle(request)
+            try:
+                return await handle(request)
+            except (RequestValidationError, HTTPException, InvalidInput, NotYours) as error:
+                # An unknown feature the database has counted; only calls that charge are limited.
+                large = isinstance(error, HTTPException) and error.status_code != 400
+                if scope == "spend" and not large and not isinstance(error, UnknownFeature):
+                    await count_failure(request, error)
+                raise
 
         return behind
+
+
+async def count_failure(request: Request, error: Exception) -> None:
+    """Put on record that a person sent what no rule could accept, or asked in another's name.
+
+    Too much of it blocks them for a while. What a key sends is laid at nobody's door.
+    """
+    caller: Caller = request.state.caller
+    if caller.kind != "person":
+        return
+    said = "another organization" if isinstance(error, NotYours) else "malformed call"
+    get_tokens: Callable[[], Tokens] = request.app.state.get_tokens
+    with suppress(TokenlibError):  # a database that does not answer has said no already
+        await run_in_threadpool(lambda: get_tokens().failed_attempt(caller.id, said))
 
 
 async def _admit(request: Request, scope: Needs) -> Caller:

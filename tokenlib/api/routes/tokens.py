@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from tokenlib.api.auth import Authentication, Caller
-from tokenlib.api.door import door
+from tokenlib.api.door import count_failure, door
 from tokenlib.api.errors import NOT_YOURS, old_problem
 from tokenlib.api.old_schemas import CheckBalance, Deduction, HasTokens, StatsAnswer, StatsQuery
 from tokenlib.db import statements
@@ -41,6 +41,7 @@ async def _check_balance_body(request: Request) -> CheckBalance:
     try:
         return CheckBalance.model_validate_json(await request.body())
     except ValidationError as error:
+        await count_failure(request, error)
         raise HTTPException(400, old_problem(error)) from None
 
 
@@ -82,7 +83,10 @@ def check_balance(
     tokens: Gate,
 ) -> HasTokens | Deduction:
     """Whether the user may run the feature now (`check`), or the charge (`deduct`)."""
-    _require_member(tokens, user_id, asked.organization_id)
+    if not _is_member(tokens, user_id, asked.organization_id):
+        if asked.action == "deduct":
+            tokens.failed_attempt(user_id, "another organization")
+        raise HTTPException(403, NOT_YOURS)
     if asked.action == "check":
         return _check(tokens, user_id, asked)
     return _deduct(tokens, user_id, asked, request.headers.get("idempotency-key"))
@@ -106,19 +110,19 @@ def stats(
     user_id: UserId, asked: Annotated[StatsQuery, Depends(_stats_query)], tokens: Gate
 ) -> StatsAnswer:
     """Totals of the organization and each of its wallets, current."""
-    _require_member(tokens, user_id, asked.organization_id)
+    if not _is_member(tokens, user_id, asked.organization_id):
+        raise HTTPException(403, NOT_YOURS)
     return StatsAnswer.of(tokens.get_token_stats(asked.organization_id))
 
 
-def _require_member(tokens: Tokens, user_id: UUID, organization_id: UUID) -> None:
+def _is_member(tokens: Tokens, user_id: UUID, organization_id: UUID) -> bool:
     [row] = tokens.database.rows(
         statements("members")["belongs"],
         {"organization_id": organization_id},
         reader="authenticated",
         user_id=user_id,
     )
-    if not row["belongs"]:
-        raise HTTPException(403, NOT_YOURS)
+    return bool(row["belongs"])
 
 
 def _check(tokens: Tokens, user_id: UUID, asked: CheckBalance) -> HasTokens:
