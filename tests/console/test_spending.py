@@ -207,6 +207,7 @@ def test_only_an_admin_throttles_and_sees_the_entry(
     app.session_state[actions.OPEN] = actions.Asked("throttle", HEALTHY.organization_id)
     app.run()
     app.number_input(key="throttle_requests_per_minute").set_value(2).run()
+    app.number_input(key="throttle_failed_attempts").set_value(3).run()
     app.text_input(key=actions.REASON).set_value("A script runs wild").run()
     press(app, "Throttle")
     own = {row.organization_id: row.limits for row in Reports(tokens.database, None).limits()}
@@ -216,7 +217,7 @@ def test_only_an_admin_throttles_and_sees_the_entry(
         return
     limits = own[HEALTHY.organization_id]
     assert isinstance(limits, Limits)
-    assert limits.requests_per_minute == 2
+    assert (limits.requests_per_minute, limits.failed_attempts) == (2, 3)
     assert [done.title for done in app.success] == ["Done"]
     entry = table(app, "actor_name").iloc[0]
     assert entry["reason"] == "A script runs wild"

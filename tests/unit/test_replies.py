@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -88,6 +89,23 @@ def test_a_wallet_that_has_tokens_again_is_said_to_work() -> None:
             refusal("rate_limited", limit="tokens_per_request", allowed=10),
             "One request can use at most 10 tokens",
         ),
+        (
+            refusal("rate_limited", limit="tokens_per_request", allowed=10),
+            "Asking for less in one request is enough.",
+        ),
+        (
+            refusal("rate_limited", limit="organization_requests_per_minute", allowed=600),
+            "Your organization can make 600 requests a minute",
+        ),
+        (
+            refusal("rate_limited", limit="failed_attempts", allowed=5),
+            "this person is blocked for a while. It works again 10 minutes after the last of them.",
+        ),
+        (
+            refusal("failed_attempt", problem="malformed units"),
+            "The request was not valid (malformed units). The program that sent it",
+        ),
+        (replace(refusal("failed_attempt"), feature=""), "a request did not run. The request was"),
         (refusal("rate_limited"), "Too many requests came in a short time"),
         (refusal("some_new_rule"), "The reason on record is: some new rule."),
         (refusal("user_paused", count=4), "did not run (4 times within a minute)."),

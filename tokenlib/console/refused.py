@@ -95,6 +95,8 @@ def because(row: RefusalRow) -> str:
             words = f"on the {data.get('plan') or 'present'} plan"
         case "rate_limited" if "limit" in data:
             words = f"{str(data['limit']).replace('_', ' ')}: {data.get('allowed')} allowed"
+        case "failed_attempt":
+            words = str(data.get("problem") or "")
     if data.get("mode") is not None:
         words = f"{words}; let through by the switch".lstrip("; ")
     return words

@@ -22,6 +22,7 @@ WORDS = {
     "insufficient_tokens": "Not enough tokens",
     "user_paused": "Person paused",
     "rate_limited": "Too many requests",
+    "failed_attempt": "Request not valid",
     "balance_above_allocated": "More balance than allocated",
 }
 """Rules, entries and findings that are called otherwise than their name says."""

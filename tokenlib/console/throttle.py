@@ -25,8 +25,13 @@ NAMES = {
     "alert_tokens_per_hour": "Alert at tokens an hour",
     "failed_attempts": "Failed attempts until blocked",
 }
-ASKED = ("requests_per_minute", "seconds_between_requests", "tokens_per_request")
-"""The limits that slow people down; the others stay as they are."""
+ASKED = (
+    "requests_per_minute",
+    "seconds_between_requests",
+    "tokens_per_request",
+    "failed_attempts",
+)
+"""The limits that slow people down or stop them; the others stay as they are."""
 
 _SHOWN = 5
 
@@ -111,16 +116,17 @@ def throttle(desk: Desk) -> None:
 
 def _chosen(present: Limits) -> Limits:
     values = {field.name: getattr(present, field.name) for field in fields(Limits)}
-    for column, name in zip(st.columns(len(ASKED)), ASKED, strict=True):
-        value = column.number_input(
-            NAMES[name],
-            min_value=1,
-            max_value=1_000_000,
-            value=None if values[name] is None else int(values[name]),
-            key=f"throttle_{name}",
-            placeholder="No limit",
-        )
-        values[name] = value if name != "seconds_between_requests" else value and Decimal(value)
+    with st.grid(2, min_column_width=150):
+        for name in ASKED:
+            value = st.number_input(
+                NAMES[name],
+                min_value=1,
+                max_value=1_000_000,
+                value=None if values[name] is None else int(values[name]),
+                key=f"throttle_{name}",
+                placeholder="No limit",
+            )
+            values[name] = value if name != "seconds_between_requests" else value and Decimal(value)
     return Limits(**values)
 
 

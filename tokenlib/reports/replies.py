@@ -28,7 +28,8 @@ def customer_reply(
     what = f"“{title}”" if title else "the AI feature"
     data: Mapping[str, Any] = {}
     if isinstance(answer, RefusalRow):
-        what = f"“{title or answer.feature}”"
+        name = title or answer.feature
+        what = f"“{name}”" if name else "a request"  # a malformed one may name no feature
         data = answer.data
         when = f"On {_time(answer.last_at, timezone)}, {what} did not run"
         opening = f"{when}{_often(answer.count)}."
@@ -38,7 +39,8 @@ def customer_reply(
         refresh_date = refresh_date or answer.refresh_date
         opening = f"{what[0].upper()}{what[1:]} cannot run at the moment."
     why = _reason(answer.rule or "", answer.needed, answer.available, data)
-    parts = [opening, why, _way_out(answer, refresh_date, balance, timezone)]
+    limit = str(data.get("limit", ""))
+    parts = [opening, why, _way_out(answer, refresh_date, balance, timezone, limit)]
     parts.append("Nothing was charged.")
     return " ".join(part for part in parts if part)
 
@@ -58,6 +60,9 @@ def _reason(rule: str, needed: int | None, available: int | None, data: Mapping[
             return "AI is paused for this person."
         case "rate_limited":
             return _limit(str(data.get("limit", "")), data.get("allowed"))
+        case "failed_attempt":
+            problem = data.get("problem")
+            return f"The request was not valid{f' ({problem})' if problem else ''}."
     return f"The reason on record is: {rule.replace('_', ' ')}."
 
 
@@ -69,11 +74,21 @@ def _limit(limit: str, allowed: object) -> str:
             return f"It came less than {allowed} seconds after the request before it."
         case "tokens_per_request":
             return f"One request can use at most {allowed} tokens, and this one needed more."
+        case "organization_requests_per_minute":
+            return f"Your organization can make {allowed} requests a minute, and this was one more."
+        case "failed_attempts":
+            return (
+                f"After {allowed} requests that were not valid, this person is blocked for a while."
+            )
     return "Too many requests came in a short time."
 
 
 def _way_out(
-    answer: RefusalRow | Verdict, refresh_date: datetime | None, balance: int | None, timezone: str
+    answer: RefusalRow | Verdict,
+    refresh_date: datetime | None,
+    balance: int | None,
+    timezone: str,
+    limit: str,
 ) -> str:
     match answer.rule:
         case "insufficient_tokens":
@@ -92,9 +107,15 @@ def _way_out(
             return "An administrator on our side can switch it on again; write to us."
         case "rate_limited":
             wait = answer.retry_after if isinstance(answer, Verdict) else None
+            if limit == "tokens_per_request":
+                return "Asking for less in one request is enough."
+            if wait is None and limit == "failed_attempts":
+                return "It works again 10 minutes after the last of them."
             if wait is None:
                 return "Waiting a moment and trying again is enough."
             return f"Trying again in {max(1, ceil(wait))} seconds is enough."
+        case "failed_attempt":
+            return "The program that sent it has to be corrected; sent as it should be, it works."
     return ""
 
 
