@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tokenlib.testing import TestClock
+from tokenlib.tokens import Tokens
 
 if TYPE_CHECKING:
     from tests.api.conftest import Api, Books, World
@@ -108,4 +109,16 @@ def test_what_is_wrong_is_named(
     answer = api.post("/keys", world.staff["admin"], **wanted)
     assert answer.status_code == 400
     assert answer.json()["errors"][0]["field"] == field
+    assert books() == before
+
+
+def test_without_a_pepper_no_key_is_made(
+    api: Api, world: World, tokens: Tokens, books: Books
+) -> None:
+    tokens.pepper = None
+    before = books()
+    answer = api.post("/keys", world.staff["admin"], name="N", scopes=["read"], reason="a test")
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert "TOKENLIB_KEY_PEPPER" in answer.json()["detail"]
+    assert api.get("/catalog", world.keys["all"]).status_code == 401
     assert books() == before

@@ -164,6 +164,22 @@ def test_callers_at_the_same_time_do_not_share_a_place(
     assert len(books()["ai_token_usage_log"]) == 4
 
 
+def test_callers_of_an_organization_at_the_same_time_take_turns(
+    limited: Any, world: World, tokens: Tokens, books: Books
+) -> None:
+    """Also with several keys: the wallet makes them wait too, but after the count."""
+    tokens.staff_set_request_limit(world.admin, world.organization, 4, reason="a test")
+    spenders = [limited() for _ in range(4)]
+
+    def charge(number: int) -> int:
+        return int(spenders[number % 4].charge().status_code)
+
+    with ThreadPoolExecutor(8) as callers:
+        statuses = sorted(callers.map(charge, range(16)))
+    assert statuses == [201] * 4 + [429] * 12
+    assert len(books()["ai_token_usage_log"]) == 4
+
+
 def test_what_cannot_be_asked_is_refused(
     limited: Any, token_database: TestDatabase, books: Books
 ) -> None:

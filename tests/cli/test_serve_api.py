@@ -197,3 +197,14 @@ def test_the_console_is_one_process(token_database: TestDatabase) -> None:
     shell = Shell({"TOKENLIB_DATABASE_URL": token_database.url()})
     said = shell("serve", "--workers", 2, exit_code=2)
     assert "--workers goes with --api-only" in said.stderr
+
+
+def test_settings_that_cannot_be_meant_end_with_3(token_database: TestDatabase) -> None:
+    shell = Shell(
+        {
+            "TOKENLIB_DATABASE_URL": token_database.url(),
+            "TOKENLIB_JWT_SECRET": "s" * 32,
+            "TOKENLIB_JWT_JWKS_URL": "https://id.example.org/jwks.json",
+        }
+    )
+    assert "one issuer signs in one way" in shell.error("serve", "--api-only", exit_code=3)

@@ -81,7 +81,7 @@ def serve(
     host, port = host or settings.host, port or settings.port
     if workers > 1 and not api_only:
         raise click.UsageError("--workers goes with --api-only: the console is one process.")
-    server, alive = (_api(workers), _READY) if api_only else (_console(_app()), _ALIVE)
+    server, alive = (_api(settings, workers), _READY) if api_only else (_console(_app()), _ALIVE)
     _require_free(host, port)
     # The demo's people are the console's: the API asks everybody for credentials.
     if settings.embedded and not api_only and not open_demo and not _own_machine(host):
@@ -171,10 +171,12 @@ def _console(app: Path) -> Callable[[str, int], None]:
     return run
 
 
-def _api(workers: int) -> Callable[[str, int], None]:
+def _api(settings: Settings, workers: int) -> Callable[[str, int], None]:
     """The API in processes of its own, or with one worker in this one."""
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise ConfigurationError("The API is not installed. Install tokenlib-ai[api].")
+    # What cannot be meant is said here, once, and not by each process.
+    importlib.import_module("tokenlib.api.auth").BearerJwt(settings)
 
     def run(host: str, port: int) -> None:
         alone = importlib.import_module("tokenlib.api.alone")

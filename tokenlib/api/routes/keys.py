@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, HTTPException, Path
 
 from tokenlib.api import schemas as s
 from tokenlib.api.door import Door, Read, Write, door
@@ -55,6 +55,8 @@ def revoke(key_id: KeyId, asked: s.ReasonQuestion, write: Write) -> s.Done:
 
 def _kept(write: Write, secret: str) -> dict[str, str]:
     """What the database gets of a secret."""
+    if write.tokens.pepper is None:
+        raise HTTPException(503, "API keys need TOKENLIB_KEY_PEPPER to be set on the server.")
     return {"start": start(secret), "digest": digest(secret, write.tokens.pepper).hex()}
 
 
