@@ -88,10 +88,10 @@ def test_tab_reaches_each_control_in_its_order_and_shows_where_it_is(shown: Visi
 
 
 def test_what_it_draws_is_said_too(shown: Visit) -> None:
-    """Charts have words, and no badge speaks by its color alone."""
+    """Charts have words and a figure, and no badge speaks by its color alone."""
     page = shown.page
     for chart in page.get_by_test_id("stVegaLiteChart").all():
-        expect(chart).to_have_attribute("aria-label", re.compile(r"\w+ .*\w+"))
+        expect(chart).to_have_attribute("aria-label", re.compile(r"\w+ .*\d"))
     for badge in page.locator(".stMarkdownBadge").all():
         expect(badge).to_have_text(re.compile(r"\w"))
 
