@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import uuid
 from zoneinfo import ZoneInfo
 
@@ -20,6 +21,7 @@ from tokenlib.tokens import Tokens
 
 PAGE = "organization.py"
 HEALTHY = demo.SCENARIOS["healthy"]
+EMPTY = demo.SCENARIOS["empty"]
 LOW = demo.SCENARIOS["low"]
 
 
@@ -42,7 +44,7 @@ def test_the_ledger_is_that_of_the_books(seen: TestDatabase) -> None:
     assert len(table(app, "balance_after")) == row[0]
     kept = table(of(HEALTHY, view="Ledger", entry="Charge", feature_used="Generate leads"), "kind")
     assert kept[["kind", "feature", "balance_change", "balance_after"]].to_numpy().tolist() == [
-        ["Charge", "Generate leads", -5, 45]
+        ["Charge, refunded", "Generate leads", -5, 45]
     ]
     assert "No entry matches" in texts(of(HEALTHY, view="Ledger", up_to="2020-01-01"))
     assert "No entry matches" in texts(of(HEALTHY, view="Ledger", **{"from": "2030-01-01"}))
@@ -56,12 +58,31 @@ def test_the_ledger_of_one_person_has_a_link(seen: TestDatabase) -> None:
             (HEALTHY.colleague_id,),
         ).fetchone()
     rows = table(app, "balance_after")
-    charges = rows[rows["kind"] == "Charge"]
+    charges = rows[rows["kind"] == "Charge, refunded"]
     assert set(charges["actor"]) == {"healthy colleague"}
     assert charged == (int(charges["used_change"].sum()),)
-    assert set(rows["kind"]) == {"Charge", "Refund"}  # what was given back to them is theirs too
+    assert set(rows["kind"]) == {
+        "Charge, refunded",
+        "Refund",
+    }  # what was given back to them is theirs too
     for nobody in ("x", str(uuid.UUID(int=0)), str(demo.SCENARIOS["low"].user_id)):
         assert len(table(of(HEALTHY, view="Ledger", person=nobody), "kind")) > len(rows)
+
+
+def test_only_a_charge_that_is_not_refunded_has_the_button(seen: TestDatabase) -> None:
+    rows = table(of(HEALTHY, view="Ledger"), "action")
+    buttons = {kind: set(each.dropna()) for kind, each in rows.groupby("kind")["action"]}
+    assert {kind for kind, labels in buttons.items() if labels} == {"Charge"}
+    assert buttons["Charge"] == {"Refund"}
+    assert "Charge, refunded" in buttons
+
+
+@pytest.mark.parametrize(("view", "scenario"), [("Ledger", HEALTHY), ("Refusals", EMPTY)])
+def test_the_button_of_a_row_stands_still_where_a_phone_scrolls(
+    seen: TestDatabase, view: str, scenario: demo.Scenario
+) -> None:
+    drawn = next(one for one in of(scenario, view=view).dataframe if "action" in one.value.columns)
+    assert json.loads(drawn.proto.columns)["action"]["pinned"] is True
 
 
 def test_a_day_of_the_ledger_is_a_day_of_the_reader(seen: TestDatabase) -> None:

@@ -347,6 +347,7 @@ def test_the_ledger_says_who_what_and_why(world: World) -> None:
     assert (refund.actor, refund.reason, refund.feature) == ("api", "a mistake", "generate_leads")
     assert (charge.kind, charge.balance_change, charge.used_change) == ("charge", -5, 5)
     assert (charge.actor, charge.feature) == (str(world.b1), "generate_leads")
+    assert [entry.refunded for entry in (refund, charge)] == [False, True]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])

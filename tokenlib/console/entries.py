@@ -194,9 +194,10 @@ def _table(desk: Desk, rows: Sequence[EntryRow], people: Mapping[UUID, str]) -> 
     data = data[list(columns)]
     if desk.admin:
         data["action"] = [
-            "Refund" if row.kind == "charge" and row.used_change else None for row in rows
+            "Refund" if row.kind == "charge" and row.used_change and not row.refunded else None
+            for row in rows
         ]
-        columns["action"] = st.column_config.ButtonColumn("Action", key=CLICK)
+        columns["action"] = tables.action(CLICK)
     tables.show(data, columns, "Entries of the books, the latest first")
     click = st.session_state.get(CLICK)
     if click is not None and 0 <= click["row"] < len(rows):

@@ -75,7 +75,7 @@ def table(rows: Sequence[RefusalRow], desk: Desk) -> None:
             "rule": "Why",
             "because": "Because",
             "count": tables.number("Times", note="Within one minute."),
-            "action": st.column_config.ButtonColumn("Action", key=CLICK),
+            "action": tables.action(CLICK),
         },
         "Refused requests with the rule and its numbers, the latest first",
     )

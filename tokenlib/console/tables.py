@@ -88,6 +88,11 @@ def milliseconds(label: str) -> Column:
     return st.column_config.NumberColumn(label, format="%.1f ms")
 
 
+def action(key: str) -> Column:
+    """A button in each row that allows it. Beside the first column, also where the rest scrolls."""
+    return st.column_config.ButtonColumn("Action", pinned=True, key=key)
+
+
 def word(name: str) -> str:
     """What a rule, an entry or a finding is called."""
     return WORDS.get(name, name.replace("_", " ").capitalize())
@@ -141,6 +146,8 @@ def _value(row: Any, name: str, context: Context) -> Any:
             return context.token_type(value)
         case "feature":
             return value and context.feature(value)
+        case "kind" if value == "charge" and row.refunded:
+            return "Charge, refunded"
         case "kind" if value == "charge" and row.waived:
             return "Charge, waived"
         case "rule" | "kind" | "action":

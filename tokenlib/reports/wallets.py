@@ -96,6 +96,7 @@ class EntryRow:
 
     `log_position` and `event_position` are its place in the wallet's order; a legacy charge has 0.
     `actor` is the user id of a charge, else who caused the event; `reason` an event's stated one.
+    `refunded`: a charge that was given back since.
     """
 
     id: UUID
@@ -114,6 +115,7 @@ class EntryRow:
     balance_after: int
     waived: int
     data: Mapping[str, Any] | None
+    refunded: bool
 
 
 class EntryPosition(Protocol):

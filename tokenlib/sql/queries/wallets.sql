@@ -86,7 +86,10 @@ limit %(limit)s::bigint
 -- name: ledger
 -- Each wallet gives its latest entries by number, so a long log is not read to show its end. Legacy
 -- charges have no number and come before every numbered one.
-select e.* from public.ai_token_types t
+select e.*, e.kind = 'charge' and exists (select from public.ai_token_events r
+    where r.organization_id = %(organization_id)s::uuid and r.subject_id = e.id
+        and r.kind = 'refund') as refunded
+from public.ai_token_types t
 cross join lateral (
     (select id, token_type, number as log_position, 0::bigint as event_position, 'charge' as kind,
         created_at, created_at as effective_at, user_id::text as actor, feature_used as feature,
