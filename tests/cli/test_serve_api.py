@@ -168,6 +168,18 @@ def test_what_runs_is_answered_before_it_stops(
     assert "Traceback" not in served.said()
 
 
+def test_no_answer_waits_for_the_network(serve: Callable[[int], Served]) -> None:
+    """Without TCP_NODELAY each answer on a shared socket takes 40 ms more, the quickest too."""
+    served = serve(2)
+    times = []
+    with httpx2.Client(base_url=served.url) as client:
+        for _ in range(30):
+            began = time.monotonic()
+            client.get("/health")
+            times.append(time.monotonic() - began)
+    assert min(times[1:]) < 0.03
+
+
 def test_a_parent_that_is_killed_leaves_nobody_behind(serve: Callable[[int], Served]) -> None:
     served = serve(2)
     os.kill(served.process.pid, signal.SIGKILL)

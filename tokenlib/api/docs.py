@@ -19,6 +19,8 @@ _STYLE = (
     ":root{color-scheme:light dark}"
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}"
     "code,pre{font:.9em ui-monospace,monospace}"
+    "h2{overflow-wrap:anywhere}td,p{overflow-wrap:break-word}"
+    "h2{font-size:1.1rem}"
     "pre{overflow-x:auto;padding:.75rem;border:1px solid #8886;border-radius:.5rem}"
     "section{border-top:1px solid #8886;margin-top:1.5rem}"
     "table{border-collapse:collapse;width:100%}"
@@ -35,6 +37,10 @@ _NEEDS = {
     "nobody": "No credentials.",
     "anybody": "Any person or key.",
     "metrics": "A key with the scope <code>metrics</code>, or staff.",
+    "check": "A member of the organization, staff, or a key with the scope <code>check</code>.",
+    "spend": "A member of the organization for themselves, or a key with the scope"
+    " <code>spend</code>.",
+    "read": "A member of the organization, staff, or a key with the scope <code>read</code>.",
     "admin": "Staff, or a key with the scope <code>admin</code>.",
 }
 
@@ -65,11 +71,7 @@ def page(schema: dict[str, Any]) -> str:
 def _operations(schema: dict[str, Any]) -> Iterator[str]:
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
-            said = _NEEDS.get(
-                operation["x-needs"],
-                f"A member of the organization, or a key with the scope"
-                f" <code>{escape(operation['x-needs'])}</code>.",
-            )
+            said = _NEEDS[operation["x-needs"]]
             if operation["operationId"].startswith("old_"):
                 said = "A member of the organization, with a JWT."
             yield (
@@ -87,7 +89,7 @@ def _parameters(operation: dict[str, Any]) -> Iterator[str]:
         return
     yield "<table><tr><th>name<th>in<th>"
     for each in parameters:
-        needed = "required. " if each.get("required") else ""
+        needed = "Required. " if each.get("required") else ""
         about = escape(needed + each.get("description", ""))
         yield f"<tr><td><code>{escape(each['name'])}</code><td>{each['in']}<td>{about}"
     yield "</table>"
