@@ -334,3 +334,30 @@ def test_can_use(api: Api, world: World, tokens: Tokens, books: Books) -> None:
         api.get(path, world.member, feature="generate_goal", userId=world.admin).status_code == 404
     )
     assert books() == before
+
+
+def test_first_answers_are_kept_for_a_week(
+    api: Api, world: World, tokens: Tokens, token_clock: TestClock
+) -> None:
+    def kept() -> set[str]:
+        rows = tokens.database.rows("select idempotency_key from public.ai_token_api_requests")
+        return {row["idempotency_key"] for row in rows}
+
+    path, body = f"{world.path}/charges", {"feature": "analyze_strategy"}
+    first = api.post(path, world.keys["own"], key="old 1", **body, userId=str(world.user))
+    for number in (2, 3):
+        api.post(path, world.keys["own"], key=f"old {number}", **body, userId=str(world.user))
+    token_clock.advance(timedelta(days=6))
+    assert api.post(path, world.member, key="new 1", **body).is_success
+    assert kept() == {"old 1", "old 2", "old 3", "new 1"}
+    token_clock.advance(timedelta(days=1, seconds=1))
+    assert api.post(path, world.member, key="new 2", **body).is_success
+    assert len(kept()) == 3
+    assert api.post(path, world.colleague, key="new 3", **body).is_success
+    assert kept() == {"new 1", "new 2", "new 3"}
+    # What was charged is protected for ever, by the key in the books.
+    again = api.post(path, world.keys["own"], key="old 1", **body, userId=str(world.user))
+    assert (again.json()["id"], again.headers["idempotency-replayed"]) == (
+        first.json()["id"],
+        "true",
+    )
