@@ -153,6 +153,10 @@ def test_what_staff_did_has_their_name_and_a_waived_charge_its_word(
     granted = rows[rows["kind"] == "Grant"]["actor"]
     assert next(iter(granted)) == f"{support.name} (support)"
     assert rows["waived"].isna().sum() == len(rows) - 1
+    tokens.staff_set_staff(admin, support.user_id, None, reason="left")
+    rows = table(of(LOW, view="Ledger"), "balance_after")
+    granted = rows[rows["kind"] == "Grant"]["actor"]
+    assert next(iter(granted)) == f"{support.email} (was staff)"
 
 
 def test_the_exported_ledger_is_the_books(told: tuple[Tokens, TestDatabase]) -> None:

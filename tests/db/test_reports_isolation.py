@@ -77,6 +77,7 @@ PLATFORM: dict[str, Callable[[Reports], Any]] = {
     "limits": lambda r: r.limits(),
     "parameters": lambda r: r.parameters(),
     "staff": lambda r: r.staff(),
+    "former_staff": lambda r: r.former_staff(),
     "changes": lambda r: r.changes(),
 }
 
@@ -90,6 +91,10 @@ def world(token_server: Embedded) -> Iterator[World]:
                 "update ai_tokens set balance = 1 where token_type = 'forecast'"
                 " and organization_id = %s",
                 [made.b],
+            )
+            owner.execute(
+                "select tokenlib.record_change(null, 'set_staff', gen_random_uuid(), 'left',"
+                " jsonb_build_object('user_id', gen_random_uuid(), 'email', 'x@example.org'), null)"
             )
         made.tokens.database.call(
             statements("plans")["record_latency"], {"operation": "check", "milliseconds": 1.0}

@@ -121,6 +121,11 @@ def test_who_left_keeps_a_name_in_the_audit(
         ("release", f"{support}@example.org"),
     ]
     assert [person.user_id for person in reports.staff()] == [admin]
+    assert reports.former_staff() == {support: f"{support}@example.org"}
+    tokens.staff_set_staff(
+        admin, support, "support", 10, email="back@example.org", name="Back", reason="is back"
+    )
+    assert reports.former_staff() == {}
 
 
 def test_a_member_may_not_ask(tokens: Tokens, pro: Person) -> None:
@@ -129,6 +134,7 @@ def test_a_member_may_not_ask(tokens: Tokens, pro: Person) -> None:
         member.limits,
         member.parameters,
         member.staff,
+        member.former_staff,
         member.changes,
         member.verifications,
     ]

@@ -92,11 +92,12 @@ def draw(desk: Desk) -> None:
 
 
 def names(desk: Desk) -> dict[UUID, str]:
-    """Who can stand behind an entry here: the organization's people, then staff."""
-    reports = desk.person.reports
-    members = {row.user_id: row.user for row in reports.members(desk.organization_id)}
-    staff = {row.user_id: f"{row.full_name} ({row.role})" for row in reports.staff()}
-    return {**members, **{one: name for one, name in staff.items() if one not in members}}
+    """Who can stand behind an entry here: people of the organization, staff, former staff."""
+    with desk.person.reports.together() as reports:
+        members = {row.user_id: row.user for row in reports.members(desk.organization_id)}
+        staff = {row.user_id: f"{row.full_name} ({row.role})" for row in reports.staff()}
+        left = {one: f"{name} (was staff)" for one, name in reports.former_staff().items()}
+    return {**members, **{one: name for one, name in (staff | left).items() if one not in members}}
 
 
 def who(row: EntryRow, people: Mapping[UUID, str]) -> str | None:

@@ -40,7 +40,7 @@ def held(desk: Desk) -> None:
             "age": tables.duration("Age"),
             "expires_at": tables.time("Ends by itself", desk.context.zone),
             "state": "State",
-            "action": st.column_config.ButtonColumn("Action", key=CLICK),
+            "action": tables.action(CLICK),
         },
         "Tokens held by requests that have not ended, the oldest first",
     )

@@ -140,6 +140,10 @@ class SettingsReports(Asking):
         """Who is staff: admins first."""
         return [StaffRow(**row) for row in self._ask("settings", "staff")]
 
+    def former_staff(self) -> dict[UUID, str]:
+        """The e-mail address of everybody who was staff and is no more, by their id."""
+        return {row["user_id"]: row["name"] for row in self._ask("settings", "former_staff")}
+
     def changes(
         self,
         organization_id: Id | None = None,

@@ -26,6 +26,15 @@ cross join lateral (
         and e.created_at >= date_trunc('day', tokenlib.clock(), 'UTC')) as g
 order by s.role, s.full_name, s.user_id
 
+-- name: former_staff
+-- By the e-mail address that they had: nothing else of them is kept.
+select distinct on (1) (c.before ->> 'user_id')::uuid as user_id, c.before ->> 'email' as name
+from public.ai_token_changes c
+where c.action = 'set_staff' and c.before ->> 'user_id' is not null
+    and not exists (select from public.tokenlib_staff s
+        where s.user_id::text = c.before ->> 'user_id')
+order by 1, c.created_at desc
+
 -- name: changes
 -- Both books of what people did: changes, and the wallet entries that a person caused.
 with done as (
