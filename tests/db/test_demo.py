@@ -189,6 +189,18 @@ def test_the_demo_shows(full: Demo, situation: str) -> None:
     assert full.rows(SITUATIONS[situation])
 
 
+def test_support_did_only_what_support_may(full: Demo) -> None:
+    done = (
+        "select kind, data ->> 'kind' from ai_token_events where actor = '{0}' union"
+        " select action, null from ai_token_changes where actor = '{0}'"
+    )
+    by_support, by_admin = (
+        set(full.rows(done.format(PERSONAS[role].name))) for role in ("support", "admin")
+    )
+    assert by_support == {("grant", "gift")}
+    assert {("refund", None), ("pause_user", None)} <= by_admin
+
+
 @pytest.mark.parametrize(
     "rule",
     [

@@ -17,7 +17,7 @@ from tokenlib.demo.wallet import Values, stored
 from tokenlib.demo.world import histories
 
 _GOODWILL_PER_DAY = 100
-_SUPPORT = PERSONAS["support"].name
+_ADMIN = PERSONAS["admin"].name
 
 
 def store(
@@ -89,4 +89,4 @@ def _collect_states(rows: dict[str, list[Values]], organization: Organization) -
         rows["paused"].append((owner, member, paused_at))
         paused = json.dumps({"user_id": member, "paused": True})
         reason = "Requests without pause"
-        rows["changes"].append((owner, "pause_user", _SUPPORT, reason, None, paused, paused_at))
+        rows["changes"].append((owner, "pause_user", _ADMIN, reason, None, paused, paused_at))

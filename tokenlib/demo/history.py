@@ -186,7 +186,7 @@ class History:
                 user,
                 request.feature,
                 feature.cost,
-                PERSONAS["support"].name,
+                PERSONAS["admin"].name,
                 "The answer was unusable",
             )
 

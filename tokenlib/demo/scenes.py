@@ -30,7 +30,7 @@ def start(connection: Owner, tokens: Tokens, now: datetime, key: str) -> None:
                 organization,
                 feature.token_type,
                 scenario.goodwill,
-                kind="adjustment",
+                kind="gift",
                 source="goodwill",
                 actor=PERSONAS["support"].name,
                 reason="For a quest that came out empty",

@@ -94,7 +94,7 @@ def _refunds(connection: Owner, tokens: Tokens, organization: UUID) -> None:
                     row["id"],
                     "The strategy was built on last year's figures",
                     organization=organization,
-                    actor=_SUPPORT,
+                    actor=_ADMIN,
                 )
 
 
