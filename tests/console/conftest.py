@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,14 @@ from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
 WORLD = "tokenlib_console"
+
+
+@pytest.fixture(autouse=True)
+def _main() -> Iterator[None]:
+    """AppTest leaves its page behind as __main__, which a process spawned later would run."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(scope="session")
