@@ -26,7 +26,7 @@ since, until = window.since.astimezone(UTC), window.until.astimezone(UTC)
 match chosen:
     case "beyond":
         with st.skeleton(height=420):
-            beyond = reports.abuse(since, until, every_limit=True)
+            beyond = reports.abuse(since, until)
         heavy.beyond(beyond, person, window, context)
     case "refused":
         with st.skeleton(height=420):

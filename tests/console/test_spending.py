@@ -171,6 +171,25 @@ def test_each_line_of_attention_opens_its_cause(full: Open, filled: Tokens) -> N
     assert books == {"check": "books"}
 
 
+def test_the_people_beyond_a_limit_are_those_of_the_list(
+    console: Open, tokens: Tokens, token_clock: TestClock
+) -> None:
+    # Neither the alert nor too many a minute: one request too large, and two too close.
+    tokens.deduct_tokens(HEALTHY.organization_id, HEALTHY.user_id, "generate_insight", units=11)
+    for _ in range(2):
+        tokens.deduct_tokens(HEALTHY.organization_id, HEALTHY.colleague_id, "generate_insight")
+    token_clock.advance(timedelta(minutes=1))
+    (link,) = [
+        link
+        for link in console("overview.py").get("page_link")
+        if "beyond a limit" in link.proto.label
+    ]
+    shown = console("spenders.py", **dict(parse_qsl(link.proto.query_string)))
+    listed = table(shown, "peak_hour_tokens")
+    assert {"healthy user", "healthy colleague"} <= set(listed["user"])
+    assert link.proto.label.startswith(f":red[**{len(listed)} people beyond a limit")
+
+
 def test_empty_wallets_lead_to_the_lowest_levels(console: Open, tokens: Tokens) -> None:
     tokens.deduct_tokens(HEALTHY.organization_id, HEALTHY.user_id, "generate_insight", units=50)
     (link,) = [

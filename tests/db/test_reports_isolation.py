@@ -72,7 +72,7 @@ PLATFORM: dict[str, Callable[[Reports], Any]] = {
     "database_size": lambda r: r.database_size(),
     "overview": lambda r: r.overview(SINCE, UNTIL),
     "attention": lambda r: r.attention(),
-    "abuse": lambda r: r.abuse(SINCE, UNTIL, every_limit=True),
+    "abuse": lambda r: r.abuse(SINCE, UNTIL),
     "verifications": lambda r: r.verifications(),
     "limits": lambda r: r.limits(),
     "parameters": lambda r: r.parameters(),

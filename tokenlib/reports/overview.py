@@ -63,7 +63,7 @@ class Overview:
 class Attention:
     """What needs somebody now: how many of each, and the first rows.
 
-    `abuse` is the last 24 hours: users beyond the hourly alert or the requests per minute.
+    `abuse` is the last 24 hours.
     `verification` is the last of everybody's books, None when there was none.
     """
 

@@ -122,10 +122,8 @@ class SpendReports(Asking):
         until: datetime,
         limit: int = 50,
         organization_id: Id | None = None,
-        *,
-        every_limit: bool = False,
     ) -> Page[AbuseRow]:
-        """Users beyond the hourly alert or the requests per minute; `every_limit`: beyond any.
+        """Users beyond the hourly alert or a limit of theirs.
 
         The limits of the organization count, else those of everyone. PermissionDenied for a member.
         """
@@ -136,7 +134,6 @@ class SpendReports(Asking):
             limit,
             **window(since, until),
             organization_id=id_or_none(organization_id, "organization_id"),
-            every_limit=every_limit,
         )
 
 

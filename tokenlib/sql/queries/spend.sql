@@ -113,7 +113,6 @@ left join public.ai_token_user_settings s
     on s.organization_id = j.organization_id and s.user_id = j.user_id
 left join public.organizations o on o.id = j.organization_id
 left join public.user_profiles u on u.id = j.user_id
-where j.over && case when %(every_limit)s::boolean then j.over
-    else '{alert_tokens_per_hour,requests_per_minute}'::text[] end
+where j.over <> '{}'
 order by j.peak_hour_tokens desc, j.peak_minute_requests desc, j.organization_id, j.user_id
 limit %(limit)s::bigint
