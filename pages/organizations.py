@@ -71,14 +71,14 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     )
     level = st.selectbox(
         "Lowest balance",
-        list(balances.LEVELS),
+        [*balances.LEVELS, *balances.NEAR],
         index=None,
         key="level",
         bind="query-params",
         placeholder="Every level",
-        format_func=lambda name: balances.LEVELS[name].word,
+        format_func=balances.filter_word,
         on_change=first_page,
-        width=160,
+        width=190,
     )
     order = st.selectbox(
         "Sort by", list(SORTS), key="sort", bind="query-params", on_change=first_page, width=170
@@ -89,7 +89,15 @@ chosen = str(st.session_state.get(PAGE) or st.query_params.get(PAGE, "1"))
 place = max(1, int(chosen)) if chosen.isdecimal() and len(chosen) < 6 else 1
 with st.skeleton(height=35 * (ROWS + 1)), reports.together() as asked:
     ask = partial(
-        asked.organizations, search, plan, status, level, ROWS, sort=sort, descending=descending
+        asked.organizations,
+        search,
+        plan,
+        status,
+        level if level in balances.LEVELS else None,
+        ROWS,
+        near=balances.NEAR.get(level or ""),
+        sort=sort,
+        descending=descending,
     )
     found = ask(offset=(place - 1) * ROWS)
     if not found.rows and place > 1:

@@ -144,7 +144,7 @@ def test_what_needs_attention_is_counted_and_named(full: Open, filled: Tokens) -
     app = full("overview.py")
     said = " ".join(link.proto.label for link in app.get("page_link"))
     assert found.at_80.total > 1
-    assert f"{found.at_80.total} wallets at 80 %" in said
+    assert f"{found.at_80.total} organizations with a wallet at 80 %" in said
     assert found.findings.total > 1
     assert f"{found.findings.total} findings open" in said
     assert "used up" not in said or found.at_100.total
@@ -163,8 +163,10 @@ def test_each_line_of_attention_opens_its_cause(full: Open, filled: Tokens) -> N
         (query,) = (query for label, query in queries.items() if words in label)
         return full(page, **query)
 
-    near = cause("organizations.py", "at 80 %").dataframe[0].value["Organization"]
-    assert {row.name for row in found.at_80.rows} <= set(near)
+    near = cause("organizations.py", "at 80 %")
+    listed = near.dataframe[0].value["Organization"]
+    assert [row.name for row in found.at_80.rows] == list(listed)[: len(found.at_80.rows)]
+    assert f"{found.at_80.total} organizations" in texts(near)
     beyond = table(cause("spenders.py", "beyond a limit"), "peak_hour_tokens")
     assert {row.user for row in found.abuse.rows} <= set(beyond["user"])
     (books,) = (query for label, query in queries.items() if "verified" in label)
@@ -190,14 +192,15 @@ def test_the_people_beyond_a_limit_are_those_of_the_list(
     assert link.proto.label.startswith(f":red[**{len(listed)} people beyond a limit")
 
 
-def test_empty_wallets_lead_to_the_lowest_levels(console: Open, tokens: Tokens) -> None:
+def test_empty_wallets_lead_to_those_that_have_one(console: Open, tokens: Tokens) -> None:
     tokens.deduct_tokens(HEALTHY.organization_id, HEALTHY.user_id, "generate_insight", units=50)
     (link,) = [
         link for link in console("overview.py").get("page_link") if "used up" in link.proto.label
     ]
     shown = console("organizations.py", **dict(parse_qsl(link.proto.query_string)))
-    assert "Healthy Roofing" in shown.dataframe[0].value["Organization"].tolist()[:2]
-    assert shown.selectbox(key="level").value == "red"
+    assert shown.dataframe[0].value["Organization"].tolist() == ["Healthy Roofing"]
+    assert link.proto.label.startswith(":red[**1 organization with a wallet used up")
+    assert shown.selectbox(key="level").value == "used100"
 
 
 def test_health_shows_first_what_a_link_asked_for(

@@ -128,7 +128,7 @@ def test_a_page_reads_its_own_wallets_only(tokens: Tokens, owner: psycopg.Connec
         "id_to": None,
         "plan": "pro",
     }
-    params |= {"status": None, "level": None, "pattern": "%mpany 1%", "sort": "name"}
+    params |= {"status": None, "level": None, "near": None, "pattern": "%mpany 1%", "sort": "name"}
     params |= {"descending": False, "limit": 50, "offset": 100}
     statement = statements("organizations")["organizations"]
     row = owner.execute(f"explain (analyze, format json) {statement}".encode(), params).fetchone()

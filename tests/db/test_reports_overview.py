@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import Literal
 from uuid import uuid4
 
 import psycopg
@@ -14,7 +15,8 @@ from tests.db.conftest import Person
 from tests.db.reports_world import DAY_AGO, NOW, SINCE, TICK, UNTIL, World
 from tokenlib import InvalidInput, PermissionDenied, Refused, Tokens
 from tokenlib.embedded import Embedded
-from tokenlib.reports import Reports
+from tokenlib.reports import Page, Reports
+from tokenlib.reports.organizations import OrganizationRow
 from tokenlib.reports.overview import last_monday
 from tokenlib.testing import TestClock
 
@@ -123,9 +125,12 @@ def test_attention_counts_what_the_questions_list(broken: World) -> None:
     reports = broken.as_staff(broken.staff)
     found = reports.attention(limit=1)
     near = reports.near_limit()
-    for at, page in ((80, found.at_80), (100, found.at_100)):
-        every = [one for one in near if one.at == at]
-        assert (page.total, list(page.rows)) == (len(every), every[:1])
+    pages: dict[Literal[80, 100], Page[OrganizationRow]] = {80: found.at_80, 100: found.at_100}
+    for at, page in pages.items():
+        every = {one.organization_id for one in near if one.at == at}
+        listed = reports.organizations(near=at)
+        assert {row.organization_id for row in listed.rows} == every
+        assert (page.total, page.rows) == (len(every), listed.rows[:1])
     assert found.expired_holds.total == len(reports.reservations(expired_only=True)) > 1
     assert found.overdue.total == len(reports.overdue_periods()) > 1
     assert found.findings.total == len(reports.findings(settled=False)) == 2

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 from uuid import UUID
 
 import pandas as pd
 import streamlit as st
 
-from tokenlib.console import cards, links
+from tokenlib.console import cards, links, tables
 from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.domain import uses_left
@@ -31,6 +32,8 @@ LEGEND = (
 )
 LEVELS = {"red": fmt.LOW, "yellow": fmt.HALF, "green": fmt.PLENTY, "none": fmt.ABSENT}
 """The lowest balance of an organization, as its filter and its column call it."""
+NEAR: dict[str, Literal[80, 100]] = {"used80": 80, "used100": 100}
+"""What the same filter asks of single wallets: near their limit, and at it."""
 OPEN = "organizations_open"
 
 
@@ -75,21 +78,24 @@ def table(
         ],
         columns=data.columns,
     )
-    st.dataframe(
+    tables.show(
         data.style.apply(lambda _: colors, axis=None),
-        hide_index=True,
-        column_config={
+        {
             "Organization": links.column(OPEN),
             "Lowest": st.column_config.Column(width=130),  # fixed, or what is long is cut
             "Runs out": st.column_config.Column(
                 width=180, help="The first of its wallets, at the pace of the last 7 days."
             ),
         },
-        placeholder="—",
-        alt="Balances of each organization by token type. A name opens the organization.",
-        height="content",
+        "Balances of each organization by token type. A name opens the organization",
+        most_rows=len(data),
     )
     links.follow(OPEN, [row.organization_id for row in organizations])
+
+
+def filter_word(name: str) -> str:
+    """What a choice of the filter is called."""
+    return f"A wallet at {NEAR[name]} % used" if name in NEAR else LEVELS[name].word
 
 
 def _cell(wallet: WalletRow | None, context: Context) -> str:

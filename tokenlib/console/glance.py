@@ -9,6 +9,7 @@ from typing import Any, Literal
 import streamlit as st
 
 from tokenlib.console import (
+    balances,
     cards,
     charges,
     checks,
@@ -89,13 +90,28 @@ def attention(found: Attention, context: Context) -> None:
     """What needs somebody now. Each line leads to its cause."""
     checked = found.verification
     failed = checked.problems if checked else 0
-    lowest = {"sort": "Lowest level"}
-    low = {**lowest, "level": fmt.LOW.word}
+    full, near = ({"level": balances.filter_word(name)} for name in ("used100", "used80"))
     beyond = {"list": heavy.LISTS["beyond"], ranges.KEY: "24h"}
     holds, overdue, findings = ({checks.ASKED: name} for name in ("holds", "overdue", "findings"))
     lines = [
-        _line("block", "red", found.at_100, "wallet", "used up", "organizations.py", low),
-        _line("timelapse", "orange", found.at_80, "wallet", "at 80 %", "organizations.py", lowest),
+        _line(
+            "block",
+            "red",
+            found.at_100,
+            "organization",
+            "with a wallet used up",
+            "organizations.py",
+            full,
+        ),
+        _line(
+            "timelapse",
+            "orange",
+            found.at_80,
+            "organization",
+            "with a wallet at 80 %",
+            "organizations.py",
+            near,
+        ),
         _line("speed", "red", found.abuse, "person", "beyond a limit today", "spenders.py", beyond),
         _line("lock_clock", "orange", found.expired_holds, "hold", "stuck", "health.py", holds),
         _line("update", "orange", found.overdue, "refresh", "overdue", "health.py", overdue),

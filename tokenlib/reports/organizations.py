@@ -106,10 +106,13 @@ class OrganizationReports(Asking):
         limit: int = 50,
         offset: int = 0,
         *,
+        near: Literal[80, 100] | None = None,
         sort: OrganizationSort = "name",
         descending: bool = False,
     ) -> Page[OrganizationRow]:
         """Organizations; `search` is part of a name or of a member's e-mail, or begins an id.
+
+        `near` is for those with a wallet at 80 %, or one at 100 %, as `near_limit` has them.
 
         Sorted by `sort`, then by name; what has no value comes last. "run_out" is when the first of
         its wallets ends, as `run_outs` within a year has it.
@@ -125,6 +128,7 @@ class OrganizationReports(Asking):
             plan=plan,
             status=status,
             level=level,
+            near=near,
             limit=rows_at_most(limit),
             offset=whole(offset, "offset", 0, MAX_OFFSET),
         )
@@ -161,6 +165,7 @@ class OrganizationReports(Asking):
         plan: str | None = None,
         status: str | None = None,
         level: str | None = None,
+        near: Literal[80, 100] | None = None,
         limit: int = 1,
         offset: int = 0,
         sort: OrganizationSort = "name",
@@ -178,6 +183,7 @@ class OrganizationReports(Asking):
             plan=plan,
             status=status,
             level=level,
+            near=near,
             limit=limit,
             offset=offset,
         )

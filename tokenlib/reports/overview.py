@@ -11,9 +11,10 @@ from uuid import UUID
 from tokenlib.db import Row, as_uuid
 from tokenlib.reports.asking import Id, Page, rows_at_most, window, zone
 from tokenlib.reports.health import FindingRow, HealthReports, OverduePeriod, VerificationRow
+from tokenlib.reports.organizations import OrganizationReports, OrganizationRow
 from tokenlib.reports.refusals import FrequentRefusal, RefusalReports
 from tokenlib.reports.spend import AbuseRow, SpendReports
-from tokenlib.reports.wallets import NearLimit, ReservationRow, WalletReports
+from tokenlib.reports.wallets import ReservationRow, WalletReports
 
 SPARKLINE_DAYS = 14
 _WEEK = timedelta(days=7)
@@ -63,12 +64,12 @@ class Overview:
 class Attention:
     """What needs somebody now: how many of each, and the first rows.
 
-    `abuse` is the last 24 hours.
+    `at_80` and `at_100` have a wallet near its limit or at it; `abuse` is the last 24 hours.
     `verification` is the last of everybody's books, None when there was none.
     """
 
-    at_80: Page[NearLimit]
-    at_100: Page[NearLimit]
+    at_80: Page[OrganizationRow]
+    at_100: Page[OrganizationRow]
     expired_holds: Page[ReservationRow]
     overdue: Page[OverduePeriod]
     abuse: Page[AbuseRow]
@@ -121,7 +122,9 @@ class Movers:
     upgrades: tuple[FrequentRefusal, ...]
 
 
-class OverviewReports(WalletReports, RefusalReports, SpendReports, HealthReports):
+class OverviewReports(
+    OrganizationReports, WalletReports, RefusalReports, SpendReports, HealthReports
+):
     """Questions that bring others together. For staff: PermissionDenied for a member."""
 
     def overview(self, since: datetime, until: datetime, timezone: str = "UTC") -> Overview:
@@ -167,8 +170,8 @@ class OverviewReports(WalletReports, RefusalReports, SpendReports, HealthReports
             now = reports.now()
             verifications = reports.verifications(limit=1)
             return Attention(
-                at_80=reports.near_limit_page(80, limit),
-                at_100=reports.near_limit_page(100, limit),
+                at_80=reports.organizations(near=80, limit=limit),
+                at_100=reports.organizations(near=100, limit=limit),
                 expired_holds=reports._reservations(expired_only=True, limit=limit),
                 overdue=reports._overdue(limit),
                 abuse=reports.abuse(now - timedelta(hours=24), now, limit),

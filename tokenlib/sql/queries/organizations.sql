@@ -9,6 +9,12 @@ with clock as materialized (select tokenlib.clock() as now),
 by_email as (
     select organization_id from public.user_profiles
     where %(pattern)s::text is not null and email ilike %(pattern)s::text
+), near as (
+    -- As in wallets.near_limit.
+    select organization_id from public.ai_tokens
+    where %(near)s::integer is not null and total_allocated > 0
+        and total_used * 5 >= total_allocated * 4 and not (allowance is null and plan is not null)
+        and %(near)s::integer = case when total_used >= total_allocated then 100 else 80 end
 ), candidates as (
     select o.id, o.name, o.plan, coalesce(s.status, 'active') as status,
         case when s.mode_until is null or s.mode_until > c.now then s.mode end as mode
@@ -21,6 +27,7 @@ by_email as (
             or o.id in (select organization_id from by_email))
         and (%(plan)s::text is null or o.plan = %(plan)s::text)
         and (%(status)s::text is null or coalesce(s.status, 'active') = %(status)s::text)
+        and (%(near)s::integer is null or o.id in (select organization_id from near))
 ), held as (
     select a.organization_id, sum(a.balance) as balance, sum(a.total_used) as total_used,
         min(a.refresh_date) as refresh_date, max(a.last_used_at) as last_used_at,
