@@ -21,7 +21,7 @@ MOST = {
     "organization.py": 46,
     "usage.py": 50,
     "spenders.py": 40,
-    "health.py": 66,
+    "health.py": 48,
     "settings.py": 26,
     "quests.py": 38,
     "features.py": 38,

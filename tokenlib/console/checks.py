@@ -45,7 +45,12 @@ class Check:
 
 
 def ask(reports: Reports, context: Context) -> list[Check]:
-    """Every question, the grave ones first."""
+    """Every question, the grave ones first, in one transaction."""
+    with reports.together() as asked:
+        return _checks(asked, context)
+
+
+def _checks(reports: Reports, context: Context) -> list[Check]:
     wallet = {"name": "Organization", "token_type": "Token type"}
     return [
         Check(
@@ -168,10 +173,8 @@ def _table(check: Check, context: Context, admin: bool, key: str) -> None:
     columns = {**check.columns, name: links.column(key)}
     if check.action and (admin or check.action == RELEASE):
         data["action"] = LABELS[check.action]
-        columns["action"] = st.column_config.ButtonColumn("Action", key=f"{key}_action")
+        columns["action"] = tables.action(f"{key}_action")
     tables.show(data, columns, check.title)
     links.follow(key, [row.organization_id for row in rows])
-    click = st.session_state.get(f"{key}_action")
-    if click is not None and 0 <= click["row"] < len(rows):
-        row = rows[click["row"]]
+    if (row := tables.clicked(f"{key}_action", rows)) is not None:
         actions.ask(check.action, row.organization_id, row.id)

@@ -44,14 +44,16 @@ def draw(reports: Reports, context: Context) -> None:
                 measure_latency(session.tokens())
                 pace.keep(session.tokens())
             st.session_state[session.UNTIMED] = True
-        rows = reports.latencies(context.now - timedelta(days=HISTORY_DAYS))
+        with reports.together() as asked:
+            rows = asked.latencies(context.now - timedelta(days=HISTORY_DAYS))
+            size = asked.database_size()
         table(rows, context)
         history(rows, context)
         st.caption(
             "The gate: median of 20 calls on a probe organization that no report counts. API and"
             " console: median of what this server answered, kept every hour; a page counts until"
             " its last element is sent, and `make bench-console` adds the browser's part and cold"
-            f" loads. The database holds {reports.database_size() / 1_000_000:,.0f} MB."
+            f" loads. The database holds {size / 1_000_000:,.0f} MB."
         )
 
 
