@@ -34,8 +34,6 @@ PAGES = {
 
 # What Streamlit draws in colors that no setting of the theme reaches.
 LEFT_LIGHT = {
-    # The labels of a chart's axes, 3.7 to 1. What the chart says stands in words and in a table.
-    "stVegaLiteChart < stFullScreenFrame < stElementContainer",
     # The dots between the numbers of far pages: an ornament.
     "stPaginationEllipsis < stPagination < stElementContainer",
 }

@@ -6,6 +6,8 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from tokenlib.console import charts
+
 HEIGHT = 120
 
 
@@ -29,4 +31,5 @@ def latency(frame: pd.DataFrame, target: float, description: str) -> None:
         .mark_rule(strokeDash=[4, 4])
         .encode(y="target:Q", tooltip=alt.Tooltip("target:Q", title="Target, ms"))
     )
-    st.altair_chart((measured + promised).properties(height=HEIGHT), alt=description)
+    drawn = (measured + promised).properties(height=HEIGHT)
+    st.altair_chart(charts.readable(drawn), alt=description)
