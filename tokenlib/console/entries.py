@@ -200,9 +200,8 @@ def _table(desk: Desk, rows: Sequence[EntryRow], people: Mapping[UUID, str]) -> 
         ]
         columns["action"] = tables.action(CLICK)
     tables.show(data, columns, "Entries of the books, the latest first")
-    click = st.session_state.get(CLICK)
-    if click is not None and 0 <= click["row"] < len(rows):
-        actions.ask("refund", desk.organization_id, rows[click["row"]].id)
+    if (row := tables.clicked(CLICK, rows)) is not None:
+        actions.ask("refund", desk.organization_id, row.id)
 
 
 def frame(rows: Sequence[EntryRow], people: Mapping[UUID, str]) -> pd.DataFrame:

@@ -251,8 +251,7 @@ def _acting(
 
 def _follow(key: str, organizations: Sequence[UUID], users: Sequence[UUID | None]) -> None:
     for action, name in (("user", f"{key}_pause"), (throttle.ACTION, f"{key}_throttle")):
-        click = st.session_state.get(name)
-        if click is not None and 0 <= click["row"] < len(organizations):
-            subject = users[click["row"]] if action == "user" else None
-            actions.ask(action, organizations[click["row"]], subject)
+        row = tables.clicked(name, list(zip(organizations, users, strict=True)))
+        if row is not None:
+            actions.ask(action, row[0], row[1] if action == "user" else None)
     links.follow(key, organizations)

@@ -44,9 +44,8 @@ def held(desk: Desk) -> None:
         },
         "Tokens held by requests that have not ended, the oldest first",
     )
-    click = st.session_state.get(CLICK)
-    if click is not None and 0 <= click["row"] < len(rows):
-        actions.ask("release", desk.organization_id, rows[click["row"]].id)
+    if (row := tables.clicked(CLICK, rows)) is not None:
+        actions.ask("release", desk.organization_id, row.id)
 
 
 def granted(desk: Desk) -> None:

@@ -39,13 +39,13 @@ def draw(here: Office) -> None:
     )
     columns = {
         "who": "Who",
-        "action": st.column_config.ButtonColumn("Action", key=_CLICK),
+        "action": tables.action(_CLICK),
         **{name: tables.number(label) for name, label in NAMES.items()},
         "failed_attempts": tables.number("Failed attempts", note="Until somebody is blocked."),
     }
     tables.show(data, columns, "Abuse limits of everyone, and of organizations that differ")
-    if (click := st.session_state.get(_CLICK)) is not None:
-        actions.ask(LIMITS, None, rows[click["row"]].organization_id or "everyone")
+    if (row := tables.clicked(_CLICK, rows)) is not None:
+        actions.ask(LIMITS, None, row.organization_id or "everyone")
     st.caption(
         "For members in the console and member tokens in the API; library callers choose. — is no"
         " limit. The alert refuses nothing: it marks the person on Spenders."

@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
 from tokenlib.console import format as fmt
-from tokenlib.console import process
+from tokenlib.console import process, tables
 from tokenlib.errors import InvalidInput
 from tokenlib.reports import Reports
 from tokenlib.reports.organizations import OrganizationRow
@@ -35,11 +35,11 @@ def column(key: str, label: str = "Organization") -> Any:
     )
 
 
-def follow(key: str, ids: Sequence[UUID], **query: str) -> None:
-    """Open the organization whose name was clicked in the table with this key. `ids` by row."""
-    click = st.session_state.get(key)
-    if click is not None and 0 <= click["row"] < len(ids):
-        organization(ids[click["row"]], **query)
+def follow(key: str, ids: Sequence[UUID | None], **query: str) -> None:
+    """Open the organization whose name was pressed in the table with this key. `ids` by row."""
+    chosen = tables.clicked(key, ids)
+    if chosen is not None:
+        organization(chosen, **query)
 
 
 def organization(organization_id: UUID, **query: str) -> NoReturn:

@@ -133,10 +133,7 @@ def table(parts: Parts) -> None:
         frame[list(columns)], columns, f"Use by {GROUPS[parts.by].lower()} {parts.window.phrase}"
     )
     if linked:
-        ids = [UUID(key) if key else None for key in frame["key"]]
-        click = st.session_state.get(_CLICK)
-        if click is not None and (chosen := ids[click["row"]]) is not None:
-            links.organization(chosen)
+        links.follow(_CLICK, [UUID(key) if key else None for key in frame["key"]])
 
 
 def inside(parts: Parts, context: Context) -> Asked:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import streamlit as st
-
 from tokenlib.console import actions, cards, tables
 from tokenlib.console.actions import Desk
 
@@ -30,8 +28,7 @@ def draw(desk: Desk) -> None:
     }
     if desk.admin:
         data["action"] = ["Resume" if row.paused_at else "Pause" for row in rows]
-        columns["action"] = st.column_config.ButtonColumn("Action", key=CLICK)
+        columns["action"] = tables.action(CLICK)
     tables.show(data, columns, "The people of this organization and what each used")
-    click = st.session_state.get(CLICK)
-    if click is not None and 0 <= click["row"] < len(rows):
-        actions.ask("user", desk.organization_id, rows[click["row"]].user_id)
+    if (row := tables.clicked(CLICK, rows)) is not None:
+        actions.ask("user", desk.organization_id, row.user_id)

@@ -32,12 +32,12 @@ def draw(here: Office) -> None:
             "title": "Feature",
             "token_type": "Draws on",
             "cost": tables.number("Tokens"),
-            "action": st.column_config.ButtonColumn("Action", key=_CLICK_COST),
+            "action": tables.action(_CLICK_COST),
         },
         "What each feature costs",
     )
-    if (click := st.session_state.get(_CLICK_COST)) is not None:
-        actions.ask(COST, None, features[click["row"]].feature)
+    if (chosen := tables.clicked(_CLICK_COST, features)) is not None:
+        actions.ask(COST, None, chosen.feature)
 
     st.markdown("**What a plan gives per period**")
     types = [name for name in catalog.token_types if name != fmt.PACKS]
@@ -51,8 +51,8 @@ def draw(here: Office) -> None:
     tables.show(pd.DataFrame(lines), columns, "What each plan gives of each token type")
     st.caption("Click an amount to change it. A wallet has the new amount from its next refresh.")
     for plan in catalog.plans:
-        if (click := st.session_state.get(f"{_CLICK_ALLOWANCE}_{plan}")) is not None:
-            actions.ask(ALLOWANCE, None, f"{plan}/{types[click['row']]}")
+        if (token_type := tables.clicked(f"{_CLICK_ALLOWANCE}_{plan}", types)) is not None:
+            actions.ask(ALLOWANCE, None, f"{plan}/{token_type}")
 
 
 def amount(allowance: int | None) -> str:

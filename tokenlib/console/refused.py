@@ -79,9 +79,8 @@ def table(rows: Sequence[RefusalRow], desk: Desk) -> None:
         },
         "Refused requests with the rule and its numbers, the latest first",
     )
-    click = st.session_state.get(CLICK)
-    if click is not None and 0 <= click["row"] < len(rows):
-        st.query_params[REFUSAL] = name(rows[click["row"]])
+    if (row := tables.clicked(CLICK, rows)) is not None:
+        st.query_params[REFUSAL] = name(row)
 
 
 def because(row: RefusalRow) -> str:

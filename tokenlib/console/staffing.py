@@ -44,12 +44,12 @@ def draw(here: Office) -> None:
             ),
             "granted_today": tables.number("Given today"),
             "created_at": tables.time("Since", here.context.zone),
-            "action": st.column_config.ButtonColumn("Action", key=_CLICK),
+            "action": tables.action(_CLICK),
         },
         "Staff: admins and support",
     )
-    if (click := st.session_state.get(_CLICK)) is not None:
-        actions.ask(PERSON, None, rows[click["row"]].user_id)
+    if (row := tables.clicked(_CLICK, rows)) is not None:
+        actions.ask(PERSON, None, row.user_id)
     st.button(
         "Add a person",
         key="ask_staff",

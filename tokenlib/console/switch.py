@@ -110,13 +110,13 @@ def draw(here: Office) -> None:
             "by": "By",
             "reason": "Reason",
             "since": tables.time("Since", here.context.zone),
-            "action": st.column_config.ButtonColumn("Action", key=_CLICK),
+            "action": tables.action(_CLICK),
         },
         "The emergency switch for everyone, and for organizations where it is not on enforce",
     )
-    if (click := st.session_state.get(_CLICK)) is not None:
-        chosen = rows[click["row"]]
-        actions.ask(MODE, None, (chosen and chosen.organization_id) or EVERYONE)
+    subjects = [(row and row.organization_id) or EVERYONE for row in rows]
+    if (subject := tables.clicked(_CLICK, subjects)) is not None:
+        actions.ask(MODE, None, subject)
     st.caption("  \n".join(f"**{name}**: {meaning}" for name, meaning in MODES.values()))
     st.button(
         "Switch one organization",

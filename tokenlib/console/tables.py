@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import streamlit as st
 
+from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.reports.refusals import RefusalRow
 from tokenlib.reports.usage import FeatureUsage
@@ -16,6 +17,8 @@ from tokenlib.reports.wallets import EntryRow
 
 Column = Any
 """A column's configuration, as streamlit.column_config makes it."""
+
+Row = TypeVar("Row")
 
 WORDS = {
     "feature_not_in_plan": "Not in the plan",
@@ -44,16 +47,59 @@ def draw(
     show(frame(rows, list(columns), context), columns, description)
 
 
-def show(data: pd.DataFrame, columns: Mapping[str, Any], description: str) -> None:
-    """The same for rows that are a DataFrame already."""
-    st.dataframe(
+def show(
+    data: Any, columns: Mapping[str, Any], description: str, most_rows: int = MOST_ROWS
+) -> None:
+    """The same for rows that are a DataFrame already, or one with a style.
+
+    Buttons in a table answer a pointer only. So a row can be chosen, by its box or Shift+Space, and
+    its buttons stand below the table, too. `clicked` has the row of either.
+    """
+    frame = data if isinstance(data, pd.DataFrame) else data.data
+    keys = {name: column.key for name, column in columns.items() if hasattr(column, "key")}
+    options: dict[str, Any] = {"alt": description}
+    if keys:
+        options = {
+            "alt": f"{description}. Shift+Space chooses a row; its buttons stand below the table.",
+            "key": f"{next(iter(keys.values()))}_rows",
+            "on_select": "rerun",
+            "selection_mode": "single-row",
+        }
+    event = st.dataframe(
         data,
         hide_index=True,
         column_config=dict(columns),
-        alt=description,
         placeholder="—",
-        height="content" if len(data) <= MOST_ROWS else 35 * (MOST_ROWS + 1) + 3,
+        height="content" if len(frame) <= most_rows else 35 * (most_rows + 1) + 3,
+        **options,
     )
+    for place in event.selection.rows if keys else ():
+        if 0 <= place < len(frame):
+            _below(frame.iloc[place], place, {name: columns[name] for name in keys})
+
+
+def clicked(key: str, rows: Sequence[Row]) -> Row | None:
+    """The row whose button in the column with this key was pressed, in the table or below it."""
+    click = st.session_state.get(key)
+    for place, row in enumerate(rows):
+        if click["row"] == place if click else st.session_state.get(_button(key, place)):
+            return row
+    return None
+
+
+def _below(row: pd.Series, place: int, columns: Mapping[str, Any]) -> None:
+    with st.container(horizontal=True):
+        for name, column in columns.items():
+            label = row[name]
+            if not label:
+                continue
+            if column.config["type_config"]["button_type"] == "tertiary":  # a value, not an action
+                label = f"{column.config['label']}: {label}"
+            st.button(fmt.plain(label), key=_button(column.key, place))
+
+
+def _button(key: str, place: int) -> str:
+    return f"{key}_below_{place}"
 
 
 def number(label: str, *, note: str | None = None) -> Column:

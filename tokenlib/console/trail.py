@@ -81,9 +81,7 @@ def draw(here: Office) -> None:
         },
         "Changes, the latest first",
     )
-    click = st.session_state.get(_CLICK)
-    if click is not None and (chosen := rows[click["row"]].organization_id) is not None:
-        links.organization(chosen)
+    links.follow(_CLICK, [row.organization_id for row in rows])
     with st.container(horizontal=True):
         last = rows[:ROWS][-1]
         more = Place(last.created_at, last.id) if len(rows) > ROWS else None
