@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, cast, get_args
+from urllib.parse import urlsplit
 
 from tokenlib.errors import ConfigurationError
 from tokenlib.retry import DEADLINE_SECONDS
@@ -20,6 +23,58 @@ MIN_SECRET_BYTES = 32
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 _SCHEMES = ("postgres", "postgresql", "postgresql+psycopg")
+
+
+CALLBACK = "/oauth2callback"
+_OIDC = (
+    "TOKENLIB_OIDC_ISSUER",
+    "TOKENLIB_OIDC_CLIENT_ID",
+    "TOKENLIB_OIDC_CLIENT_SECRET",
+    "TOKENLIB_OIDC_REDIRECT_URI",
+    "TOKENLIB_OIDC_COOKIE_SECRET",
+)
+
+
+@dataclass(frozen=True)
+class SignIn:
+    """The OpenID Connect provider that people sign in with, and what is believed of it."""
+
+    issuer: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    redirect_uri: str
+    cookie_secret: str = field(repr=False)
+    trust_email: bool = False  # the provider verifies every address, and does not say so
+    user_claim: str | None = None  # what holds the user's id; None: people are their e-mail address
+    session_minutes: int = 480
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> SignIn | None:
+        """What TOKENLIB_OIDC_* says; None without any. ConfigurationError names what lacks."""
+        said = {name: text for name in _OIDC if (text := _text(environ, name))}
+        if not said:
+            return None
+        if missing := [name for name in _OIDC if name not in said]:
+            raise ConfigurationError(
+                f"Sign-in needs {', '.join(_OIDC)} together; {', '.join(missing)} is not set."
+            )
+        issuer, client_id, client_secret, redirect_uri, _ = said.values()
+        _secure_url(issuer, "TOKENLIB_OIDC_ISSUER")
+        _secure_url(redirect_uri, "TOKENLIB_OIDC_REDIRECT_URI")
+        if not redirect_uri.endswith(CALLBACK):
+            raise ConfigurationError(f"TOKENLIB_OIDC_REDIRECT_URI must end with {CALLBACK}.")
+        return cls(
+            issuer=issuer,
+            client_id=client_id,
+            client_secret=client_secret,
+            redirect_uri=redirect_uri,
+            cookie_secret=cast(str, _secret(environ, "TOKENLIB_OIDC_COOKIE_SECRET")),
+            trust_email=bool(_boolean(environ, "TOKENLIB_OIDC_TRUST_EMAIL", False)),
+            user_claim=_text(environ, "TOKENLIB_OIDC_USER_CLAIM"),
+            session_minutes=_integer(
+                environ, "TOKENLIB_OIDC_SESSION_MINUTES", cls.session_minutes, 1, 43_200
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -48,6 +103,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8501
     api_places: int = 100
+    sign_in: SignIn | None = None
+    open_demo: bool = False
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -72,12 +129,19 @@ class Settings:
             host=_text(environ, "TOKENLIB_HOST") or cls.host,
             port=_integer(environ, "TOKENLIB_PORT", cls.port, 1, 65535),
             api_places=_integer(environ, "TOKENLIB_API_PLACES", cls.api_places, 1, 100_000),
+            sign_in=SignIn.from_env(environ),
+            open_demo=bool(_boolean(environ, "TOKENLIB_OPEN_DEMO", cls.open_demo)),
         )
 
     @property
     def embedded(self) -> bool:
         """Whether the bundled PostgreSQL serves, because no database URL is set."""
         return self.database_url is None
+
+    @property
+    def demo_people(self) -> bool:
+        """Whether people choose who they are: on the bundled PostgreSQL without a sign-in."""
+        return self.embedded and self.sign_in is None
 
     @property
     def sqlalchemy_url(self) -> str | None:
@@ -104,6 +168,18 @@ def sqlalchemy_url(url: str, name: str = "The database URL") -> str:
             " postgresql://user:password@host:5432/database."
         )
     return f"postgresql+psycopg://{rest}"
+
+
+def own_machine(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    found = socket.getaddrinfo(host, None)
+    return all(is_loopback(str(place[0])) for *_, place in found)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an IP address is this machine's own. Raises ValueError for what is none."""
+    found = ip_address(address.partition("%")[0])
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
 def _text(environ: Mapping[str, str], name: str) -> str | None:
@@ -165,6 +241,20 @@ def _http_url(environ: Mapping[str, str], name: str) -> str | None:
     if value is not None and not value.startswith(("http://", "https://")):
         raise ConfigurationError(f"{name} must start with http:// or https://.")
     return value
+
+
+def _secure_url(url: str, name: str) -> str:
+    """An https URL, or http on this machine: what goes by plain http can be read on the way."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+    else:
+        local = host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d+){3}", host)
+        if host and (parts.scheme == "https" or (parts.scheme == "http" and local)):
+            return url
+    raise ConfigurationError(f"{name} must start with https:// (http:// for this machine only).")
 
 
 def _data_dir(environ: Mapping[str, str]) -> Path:

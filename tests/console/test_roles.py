@@ -141,8 +141,10 @@ def test_a_database_of_their_own_needs_a_sign_in(
             assert [info.title for info in app.info] == ["Sign-in needed"]
         else:
             app = open_page(persona="admin")
-            assert app.title[0].value == "Sign-in needed"
+            assert app.title[0].value == "Sign-in is not set up"
+            assert "TOKENLIB_OIDC_" in app.info[0].value
             assert not app.get("segmented_control")
+            assert not app.button
     finally:
         process.gate.forget()
     assert not app.exception

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tokenlib.config import Settings, sqlalchemy_url
+from tokenlib.config import Settings, SignIn, is_loopback, sqlalchemy_url
 from tokenlib.errors import ConfigurationError
 
 SECRET = "s" * 32
 PEPPER = "p" * 32
+OIDC = {
+    "TOKENLIB_OIDC_ISSUER": "https://id.example",
+    "TOKENLIB_OIDC_CLIENT_ID": "console",
+    "TOKENLIB_OIDC_CLIENT_SECRET": "client secret",
+    "TOKENLIB_OIDC_REDIRECT_URI": "https://tokens.example/oauth2callback",
+    "TOKENLIB_OIDC_COOKIE_SECRET": SECRET,
+}
 
 
 def test_an_empty_environment_means_the_bundled_server_on_this_machine_alone() -> None:
@@ -27,7 +34,8 @@ def test_empty_values_are_unset() -> None:
     names = (
         "DATABASE_URL MIGRATION_URL DATA_DIR JWT_SECRET JWT_ISSUER JWT_AUDIENCE JWT_JWKS_URL"
         " KEY_PEPPER SWITCH POOL_SIZE PREPARE LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
-        " API_PLACES"
+        " API_PLACES OPEN_DEMO OIDC_ISSUER OIDC_CLIENT_ID OIDC_CLIENT_SECRET OIDC_REDIRECT_URI"
+        " OIDC_COOKIE_SECRET OIDC_TRUST_EMAIL OIDC_USER_CLAIM OIDC_SESSION_MINUTES"
     )
     empty = {f"TOKENLIB_{name}": "" for name in names.split()}
     assert Settings.from_env(empty) == Settings.from_env({})
@@ -54,6 +62,11 @@ def test_every_variable_is_read() -> None:
             "TOKENLIB_HOST": "0.0.0.0",
             "TOKENLIB_PORT": "9000",
             "TOKENLIB_API_PLACES": "64",
+            "TOKENLIB_OPEN_DEMO": "true",
+            "TOKENLIB_OIDC_TRUST_EMAIL": "true",
+            "TOKENLIB_OIDC_USER_CLAIM": "sub",
+            "TOKENLIB_OIDC_SESSION_MINUTES": "30",
+            **OIDC,
         }
     )
     assert settings == Settings(
@@ -75,6 +88,17 @@ def test_every_variable_is_read() -> None:
         host="0.0.0.0",
         port=9000,
         api_places=64,
+        sign_in=SignIn(
+            issuer="https://id.example",
+            client_id="console",
+            client_secret="client secret",
+            redirect_uri="https://tokens.example/oauth2callback",
+            cookie_secret=SECRET,
+            trust_email=True,
+            user_claim="sub",
+            session_minutes=30,
+        ),
+        open_demo=True,
     )
     assert settings.sqlalchemy_url == "postgresql+psycopg://service:pw@db.example/app"
     assert settings.sqlalchemy_migration_url == "postgresql+psycopg://owner:pw@db.example/app"
@@ -159,3 +183,64 @@ def test_a_data_dir_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert Settings.from_env({"TOKENLIB_DATA_DIR": "data"}).data_dir == tmp_path / "data"
     expanded = Settings.from_env({"TOKENLIB_DATA_DIR": "~/data"}).data_dir
     assert expanded == Path("/home/somebody/data")
+
+
+@pytest.mark.parametrize("name", OIDC)
+def test_a_sign_in_is_set_up_whole_or_not_at_all(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"together; {name} is not set"):
+        Settings.from_env({**OIDC, name: ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("ISSUER", "http://id.example", "https://"),
+        ("ISSUER", "id.example", "https://"),
+        ("ISSUER", "http://127.0.0.1.example", "https://"),
+        ("ISSUER", "https://[", "https://"),
+        ("REDIRECT_URI", "http://tokens.example/oauth2callback", "https://"),
+        ("REDIRECT_URI", "https://tokens.example/", "/oauth2callback"),
+        ("COOKIE_SECRET", "s" * 31, "32 bytes"),
+        ("TRUST_EMAIL", "maybe", "true or false"),
+        ("SESSION_MINUTES", "0", "from 1 to 43200"),
+    ],
+)
+def test_what_a_sign_in_cannot_be_is_named(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"TOKENLIB_OIDC_{name} must .*{allowed}"):
+        Settings.from_env({**OIDC, f"TOKENLIB_OIDC_{name}": value})
+
+
+@pytest.mark.parametrize("host", ["localhost:9000", "127.0.0.1:9000", "[::1]:9000"])
+def test_plain_http_stays_on_this_machine(host: str) -> None:
+    address = f"http://{host}/oauth2callback"
+    settings = Settings.from_env({**OIDC, "TOKENLIB_OIDC_REDIRECT_URI": address})
+    assert settings.sign_in
+    assert settings.sign_in.redirect_uri == address
+
+
+def test_a_sign_in_leaves_no_demo_people_and_shows_no_secret() -> None:
+    assert Settings.from_env({}).demo_people
+    settings = Settings.from_env(OIDC)
+    assert settings.embedded
+    assert not settings.demo_people
+    assert SECRET not in repr(settings)
+    assert "client secret" not in repr(settings)
+    assert not Settings.from_env({"TOKENLIB_DATABASE_URL": "postgresql://h/d"}).demo_people
+
+
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.7", False),
+        ("fe80::1%eth0", False),
+        ("::ffff:10.0.0.7", False),
+    ],
+)
+def test_an_address_is_this_machines_or_not(address: str, own: bool) -> None:
+    assert is_loopback(address) is own

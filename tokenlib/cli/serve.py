@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 import signal
 import socket
 import threading
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ import click
 
 from tokenlib.cli.data import load_demo
 from tokenlib.cli.output import EXIT_CODES, Failure, Whole, gate, json_option
-from tokenlib.config import Settings
+from tokenlib.config import Settings, own_machine
 from tokenlib.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -84,12 +84,15 @@ def serve(
     server, alive = (_api(settings, workers), _READY) if api_only else (_console(_app()), _ALIVE)
     _require_free(host, port)
     # The demo's people are the console's: the API asks everybody for credentials.
-    if settings.embedded and not api_only and not open_demo and not _own_machine(host):
+    open_demo = open_demo or settings.open_demo
+    if settings.demo_people and not api_only and not open_demo and not own_machine(host):
         raise ConfigurationError(
             f"The demo's people need no password, so {host} would let the whole network be admin."
             " Listen on 127.0.0.1, set TOKENLIB_DATABASE_URL to a database of your own, or give"
             " --open-demo."
         )
+    if open_demo:
+        os.environ["TOKENLIB_OPEN_DEMO"] = "true"  # the console refuses for itself, too
     with gate(settings) as tokens:
         if settings.embedded:
             _fill(tokens, settings)
@@ -138,12 +141,6 @@ def _require_free(host: str, port: int) -> None:
             f"Cannot listen on {host}, port {port}: {error.strerror}. Name others with --host and"
             " --port."
         ) from None
-
-
-def _own_machine(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    found = socket.getaddrinfo(host, None)
-    return all(ip_address(str(place[0]).partition("%")[0]).is_loopback for *_, place in found)
 
 
 def _fill(tokens: Tokens, settings: Settings) -> None:

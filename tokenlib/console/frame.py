@@ -6,21 +6,27 @@ a page without it; each page checks the reader's role itself all the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import streamlit as st
 
 from tokenlib import demo
-from tokenlib.console import actions, finder, links, process, refusals, session, switch
+from tokenlib.console import actions, finder, links, process, refusals, session, signin, switch
 from tokenlib.console import format as fmt
 from tokenlib.console.session import EVERYBODY, PERSONA, STAFF, Person, Role
+from tokenlib.console.signin import ADVICE, Closed, SignedOut
 from tokenlib.errors import TokenlibError
 from tokenlib.latency import pace
 
 CHOICE = "persona_choice"
 SWITCHED = "persona_switched"
 SHOWN = "page_shown"
+# How often a tab that nobody touches asks whether its session still holds. (In the script that
+# Streamlit runs a string on its own would be shown.)
+LOOK_SECONDS = 15.0
 AI = "AI features"
 OPERATION = "Operation"
 
@@ -129,12 +135,12 @@ def main() -> None:
         if demo_mode:
             with bottom:
                 choose_persona()
-        person = session.current()
+        person = session.somebody()
     except TokenlibError as error:
-        closed("Not available", error)
+        closed("Not available", partial(_unavailable, error))
         return
-    if person is None:
-        closed("Sign-in needed", None)
+    if isinstance(person, Closed):
+        closed(person.value, partial(_why, person))
         return
     pages = menu(person)
     page = st.navigation(pages)
@@ -146,6 +152,9 @@ def main() -> None:
             finder.draw(person)
     with bottom:
         signed_in(person)
+        if not demo_mode:
+            sign_out()
+            _still_signed_in()
     if st.session_state.get(SHOWN) != page.title:
         st.session_state[SHOWN] = page.title
         actions.leave()
@@ -202,6 +211,22 @@ def signed_in(person: Person) -> None:
     st.caption(f":material/person: {fmt.plain(person.name)} · {person.role}")
 
 
+def sign_out(label: str = "Sign out") -> None:
+    """The way out, here and at the provider; it holds for every tab."""
+    if st.button(label, key="sign_out", icon=":material/logout:"):
+        st.logout()
+        st.stop()
+
+
+@st.fragment(run_every=LOOK_SECONDS)
+def _still_signed_in() -> None:
+    """Close the page once the session is over, also when nobody clicks."""
+    try:
+        session.tokens()
+    except SignedOut:
+        st.rerun()
+
+
 def roles_of(title: str) -> tuple[Role, ...]:
     """Whose page this is."""
     return next(view.roles for view in VIEWS if view.title == title)
@@ -219,23 +244,43 @@ def header(title: str, demo_mode: bool) -> None:
             )
 
 
-def closed(title: str, error: TokenlibError | None) -> None:
-    """The only page where nobody can be signed in: no menu, no data."""
+def closed(title: str, body: Callable[[], None]) -> None:
+    """The only page where nobody can be signed in: no menu, no data.
 
-    def body() -> None:
+    It stands at every address, so that a link leads to its page after the sign-in.
+    """
+
+    def page() -> None:
         st.title(title)
-        if error is not None:
-            refusals.problem(error)
-            st.button("Try again", icon=":material/refresh:")
-            return
-        st.info(
-            "This console stands on a database of your own, and it has no sign-in yet, so it shows"
-            " nothing. The API and the `tokenlib` command work. To see the console with demo data,"
-            " start it without TOKENLIB_DATABASE_URL.",
-            icon=":material/lock:",
-        )
+        body()
 
-    st.navigation([st.Page(body, title=title, default=True)], position="hidden").run()
+    first, *others = (view.file.removesuffix(".py") for view in VIEWS)
+    paths = [st.Page(page, title=title, default=True, url_path=first)]
+    paths += [st.Page(page, title=title, url_path=path) for path in others]
+    st.navigation(paths, position="hidden").run()
+
+
+def _unavailable(error: TokenlibError) -> None:
+    refusals.problem(error)
+    st.button("Try again", icon=":material/refresh:")
+
+
+def _why(why: Closed) -> None:
+    """Why nobody is signed in, and the button that helps."""
+    if why is Closed.NO_SIGN_IN or session.demo_mode():
+        st.info(ADVICE[why], icon=":material/lock:")
+        return
+    if why in (Closed.SIGNED_OUT, Closed.ENDED):
+        st.info(ADVICE[why], icon=":material/lock:")
+        if st.button("Sign in", key="sign_in", type="primary", icon=":material/login:"):
+            st.login()
+        return
+    st.warning(ADVICE[why], icon=":material/lock:")
+    st.caption(f":material/person: {fmt.plain(signin.account())}")
+    with st.container(horizontal=True):
+        if why is not Closed.UNVERIFIED:
+            st.button("Try again", key="sign_in_again", icon=":material/refresh:")
+        sign_out("Use another account")
 
 
 main()

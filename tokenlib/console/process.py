@@ -12,12 +12,13 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from tokenlib import demo
-from tokenlib.config import Settings
+from tokenlib.config import Settings, own_machine
 from tokenlib.errors import ConfigurationError, TokenlibError
 from tokenlib.latency import pace
 from tokenlib.tokens import Tokens, connect
@@ -124,6 +125,39 @@ def settings_or_exit() -> Settings:
         return gate.settings()
     except ConfigurationError as error:
         raise SystemExit(f"tokenlib: {error}") from None
+
+
+def secrets(settings: Settings) -> dict[str, Any]:
+    """What Streamlit's sign-in needs, from our own settings: no file with secrets lies about."""
+    found = settings.sign_in
+    if found is None:
+        return {}
+    return {
+        "auth": {
+            "client_id": found.client_id,
+            "client_secret": found.client_secret,
+            "server_metadata_url": found.issuer.rstrip("/") + "/.well-known/openid-configuration",
+            "redirect_uri": found.redirect_uri,
+            "cookie_secret": found.cookie_secret,
+        }
+    }
+
+
+def require_safe(settings: Settings, address: str | None, trusted_headers: object) -> None:
+    """End the process where Streamlit's own options would let anybody be anybody.
+
+    An address that names no host is left to `Door`, which looks at each request.
+    """
+    if settings.demo_people and not settings.open_demo and address and not own_machine(address):
+        raise SystemExit(
+            f"tokenlib: The demo's people need no password, so {address} would let the whole"
+            " network be admin. Listen on 127.0.0.1, set up sign-in, or set TOKENLIB_OPEN_DEMO."
+        )
+    if settings.sign_in is not None and trusted_headers:
+        raise SystemExit(
+            "tokenlib: server.trustedUserHeaders lets a request say whose it is. Unset it: people"
+            " sign in with the provider of TOKENLIB_OIDC_ISSUER."
+        )
 
 
 @asynccontextmanager

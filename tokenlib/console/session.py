@@ -1,7 +1,7 @@
 """Who is signed in, and what they may ask. Every page begins with `require`.
 
-The session keeps the name of a persona and nothing else: what that person may do is read from the
-database in every run.
+The session keeps the name of a persona, or the id found for an e-mail address, and nothing else:
+what that person may do is read from the database in every run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import streamlit as st
 
 from tokenlib import demo
+from tokenlib.console import signin
 from tokenlib.console.format import Context
 from tokenlib.console.process import gate
+from tokenlib.console.signin import ADVICE, Closed, Identity, SignedOut
 from tokenlib.db import statements
 from tokenlib.reports import Reports, Viewer
 from tokenlib.tokens import Tokens
@@ -27,6 +29,9 @@ EVERYBODY: tuple[Role, ...] = ("admin", "support", "member")
 
 PERSONA = "persona"
 """The session's one entry about who somebody is: a persona of the demo mode."""
+
+SUBJECT = "subject"
+"""Whom the e-mail address was found to mean: an id, which gives nothing unless it still does."""
 
 UNTIMED = "untimed"
 """Set by work that somebody asked for and knows to take long: it says nothing about a page."""
@@ -49,35 +54,75 @@ class Person:
     @property
     def reports(self) -> Reports:
         """Every read-only question, answered with what this person may see."""
-        return Reports(gate.tokens().database, self.viewer)
+        return Reports(tokens().database, self.viewer)
 
 
 def tokens() -> Tokens:
-    """The gate of this process."""
+    """The gate of this process. Raises SignedOut once the session is over.
+
+    Dialogs and other fragments run without the frame, so it is asked here, too.
+    """
+    settings = gate.settings().sign_in
+    if settings is not None and isinstance(closed := signin.identity(settings), Closed):
+        raise SignedOut(f"{closed.value}. {ADVICE[closed]}")
     return gate.tokens()
 
 
 def demo_mode() -> bool:
-    """Whether people choose who they are: on the bundled database, which holds demo data only."""
-    return gate.settings().embedded
+    """Whether people choose who they are: on the bundled database, without a sign-in."""
+    return gate.settings().demo_people
 
 
 def current() -> Person | None:
     """Who is signed in, asked of the database. None for nobody and for strangers."""
+    found = somebody()
+    return found if isinstance(found, Person) else None
+
+
+def somebody() -> Person | Closed:
+    """Who is signed in, asked of the database, or why nobody is."""
+    settings = gate.settings()
+    if settings.sign_in is not None:
+        identity = signin.identity(settings.sign_in)
+        return identity if isinstance(identity, Closed) else _person(identity)
+    if not settings.demo_people:
+        return Closed.NO_SIGN_IN
     persona = demo.PERSONAS.get(str(st.session_state.get(PERSONA)))
-    if persona is None or not demo_mode():
-        return None
-    return known(persona.user_id)
+    person = persona and known(persona.user_id)
+    return person or Closed.SIGNED_OUT
 
 
-def known(user_id: UUID) -> Person | None:
-    """The person whom the database knows under this id."""
-    rows = tokens().database.rows(
+def _person(identity: Identity) -> Person | Closed:
+    """Whom the database knows by this identity."""
+    if identity.user_id is not None:
+        return known(identity.user_id) or Closed.UNKNOWN
+    email = str(identity.email)
+    kept = st.session_state.get(SUBJECT)
+    if isinstance(kept, UUID) and (person := known(kept, email)):
+        return person
+    rows = gate.tokens().database.rows(statements("system")["by_email"], {"email": email})
+    # The staff's table goes first: what stands in the tenants' cannot make its people ambiguous.
+    ids = {row["user_id"] for row in rows if row["staff"]} or {row["user_id"] for row in rows}
+    if len(ids) > 1:
+        return Closed.AMBIGUOUS
+    st.session_state[SUBJECT] = found = next(iter(ids), None)
+    return (found and known(found, email)) or Closed.UNKNOWN
+
+
+def known(user_id: UUID, email: str | None = None) -> Person | None:
+    """The person whom the database knows under this id, and with this e-mail address if it says so.
+
+    Of staff the address is the staff's table's: a tenant's row that bears the id of staff and an
+    address of its own is nobody.
+    """
+    rows = gate.tokens().database.rows(
         statements("system")["whoami"], reader="authenticated", user_id=user_id
     )
     if not rows:
         return None
     row = rows[0]
+    if email is not None and not signin.same(row["email"], email):
+        return None
     return Person(
         user_id=row["user_id"],
         role=row["staff_role"] or "member",

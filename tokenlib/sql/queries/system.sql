@@ -19,6 +19,15 @@ select set_config('role', %(role)s, true),
 -- name: whoami
 select user_id, staff_role, organization_id, full_name, email from tokenlib.whoami()
 
+-- name: by_email
+-- Whom an e-mail address means. Only A to Z are folded: to more, a letter that looks like another
+-- would be the other.
+select user_id, true as staff from public.tokenlib_staff
+where lower(email::text collate "C") = lower(%(email)s::text collate "C")
+union all
+(select id, false from public.user_profiles
+where lower(email::text collate "C") = lower(%(email)s::text collate "C") limit 2)
+
 -- name: old_tables
 select to_regclass('public.ai_tokens') is not null
     or to_regclass('public.ai_token_usage_log') is not null as there
