@@ -142,6 +142,67 @@ def test_several_processes_serve_one_port(
     assert place[2]["Authorization"].removeprefix("Bearer ") not in served.said()
 
 
+@pytest.mark.timeout(200)
+def test_killed_processes_and_retries_charge_each_request_once(
+    serve: Callable[[int], Served], place: Any, token_database: TestDatabase, tokens: Tokens
+) -> None:
+    """Callers ask again with the same key until they are told; the books hold what they heard."""
+    served = serve(2)
+    told: dict[str, str] = {}
+    lost = threading.Semaphore(0)
+
+    def spend(caller: int) -> None:
+        for number in range(25):
+            name, pause = f"{caller} {number}", threading.Event()
+            for attempt in range(400):
+                try:
+                    answer = charge(served.url, place, name)
+                except httpx2.TransportError:
+                    lost.release()
+                else:
+                    if answer.status_code == 201:
+                        told[name] = answer.json()["id"]
+                        break
+                    assert answer.status_code in (409, 503), answer.text
+                pause.wait(min(0.02 * (attempt + 1), 0.5))
+
+    def workers() -> list[psutil.Process]:
+        found = []
+        for child in psutil.Process(served.process.pid).children():
+            with suppress(psutil.Error):  # it may have ended by now
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
+    callers = [threading.Thread(target=spend, args=(caller,)) for caller in range(4)]
+    for caller in callers:
+        caller.start()
+    waiting = (
+        "select count(*) from pg_stat_activity where datname = %s and wait_event_type = 'Lock'"
+    )
+    with token_database.connect() as other, token_database.connect("postgres") as watch:
+        for _ in range(3):
+            # Once somebody waits for the wallet, nobody is left to tell them what came of it.
+            with other.transaction():
+                other.execute("select from ai_tokens for update")
+                deadline = time.monotonic() + 60
+                while watch.execute(waiting, (token_database.name,)).fetchone() == (0,):
+                    assert time.monotonic() < deadline
+                for worker in workers():
+                    worker.kill()
+    for caller in callers:
+        caller.join(150)
+    assert lost.acquire(blocking=False), "nobody noticed the kills"
+    assert len(told) == 100
+    with token_database.connect() as owner:
+        booked = owner.execute(
+            "select idempotency_key, id::text from ai_token_usage_log"
+        ).fetchall()
+    assert dict(booked) == told
+    assert tokens.get_token_balance(place[0], "general").balance == 400
+    assert tokens.verify().closed
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_runs_is_answered_before_it_stops(
     serve: Callable[[int], Served], place: Any, token_database: TestDatabase, workers: int

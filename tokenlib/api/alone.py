@@ -41,7 +41,7 @@ PARENT_SECONDS = 1.0
 HEAD_BYTES = 16_384
 HEAD_SECONDS = 10.0
 STOP_SECONDS = 20
-START_SECONDS = 60  # a process that says nothing for so long is replaced
+START_SECONDS = 15  # a process that says nothing for so long is replaced
 
 
 class Patient(H11Protocol):
