@@ -8,6 +8,8 @@ import streamlit as st
 
 from tokenlib.console import cards, consumption, notices, refusals, session, tables
 
+PERIOD = timedelta(days=30)
+
 person = session.require("member")
 reports = person.reports
 context = session.context(reports)
@@ -26,6 +28,8 @@ with st.skeleton(height=420):
         )
     notices.draw(organization, wallets, context)
     cards.wallets(wallets, context)
+    if organization.level != "none":
+        notices.outlook(reports.run_outs(PERIOD).rows, wallets, context)
 
 st.markdown("#### What used it")
 with st.skeleton(height=320):
@@ -34,7 +38,7 @@ with st.skeleton(height=320):
 refused = st.expander("What was refused", icon=":material/block:", on_change="rerun", key="refused")
 if refused.open:
     with refused:
-        rows = reports.refusals(context.now - timedelta(days=30), context.now, limit=50)
+        rows = reports.refusals(context.now - PERIOD, context.now, limit=50)
         if rows:
             tables.refused(rows, context)
         else:

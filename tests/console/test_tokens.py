@@ -47,6 +47,33 @@ def test_a_low_balance_is_a_warning_with_the_way_out(console: Open, tokens: Toke
     assert "upgrade the plan, or buy a pack" in warning.value
 
 
+def test_it_says_what_runs_out_before_the_refresh(console: Open, tokens: Tokens) -> None:
+    said = texts(console(PAGE, "member"))
+    assert "At the pace of the last 7 days: nothing runs out before its refresh" in said
+    for _ in range(2):
+        tokens.deduct_tokens(ORGANIZATION, HEALTHY.colleague_id, "generate_goal")
+    assert "Goal generation runs out in 16 days, its refresh" in texts(console(PAGE, "member"))
+    for _ in range(25):
+        tokens.deduct_tokens(ORGANIZATION, HEALTHY.colleague_id, "analyze_efficiency")
+    assert "General is empty, its refresh is in 30 days" in texts(console(PAGE, "member"))
+
+
+def test_it_says_whether_the_figures_add_up(console: Open, token_database: TestDatabase) -> None:
+    assert "Left, held and used add up" in texts(console(PAGE, "member"))
+    with token_database.connect("postgres") as owner:
+        owner.execute(
+            "alter table public.ai_tokens drop constraint sums_close, disable trigger user"
+        )
+        owner.execute(
+            "update public.ai_tokens set balance = balance - 1"
+            " where organization_id = %s and token_type = 'forecast'",
+            (ORGANIZATION,),
+        )
+    said = texts(console(PAGE, "member"))
+    assert "The figures of Forecast do not add up" in said
+    assert "Left, held and used" not in said
+
+
 def test_the_refresh_button_asks_again(console: Open, tokens: Tokens) -> None:
     app = console(PAGE, "member")
     assert "20 of 20" in cards(app)

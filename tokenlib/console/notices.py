@@ -9,6 +9,7 @@ import streamlit as st
 from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.reports.organizations import OrganizationRow
+from tokenlib.reports.overview import RunOut
 from tokenlib.reports.wallets import WalletRow
 
 
@@ -47,3 +48,27 @@ def draw(row: OrganizationRow, wallets: Sequence[WalletRow], context: Context) -
             title="Running low",
             icon=":material/warning:",
         )
+
+
+def outlook(found: Sequence[RunOut], wallets: Sequence[WalletRow], context: Context) -> None:
+    """Which wallet ends before its refresh at the present pace, and whether the figures add up."""
+    ends = [
+        f"{fmt.plain(context.token_type(row.token_type))} "
+        + ("is empty" if row.balance <= 0 else f"runs out {context.days(row.run_out_at)}")
+        + (f", its refresh is {context.days(row.refresh_date)}" if _refreshes(row) else "")
+        for row in found
+    ]
+    pace = "; ".join(ends) or "nothing runs out before its refresh"
+    open_sums = [
+        fmt.plain(context.token_type(row.token_type))
+        for row in wallets
+        if row.balance + row.reserved + row.total_used != row.total_allocated
+    ]
+    sums = "Left, held and used add up to what was given, in every wallet."
+    if open_sums:
+        sums = f":red[The figures of {', '.join(open_sums)} do not add up. Tell support.]"
+    st.caption(f"At the pace of the last 7 days: {pace}.  \n{sums}")
+
+
+def _refreshes(row: RunOut) -> bool:
+    return row.token_type != fmt.PACKS

@@ -125,7 +125,8 @@ class Movers:
 class OverviewReports(
     OrganizationReports, WalletReports, RefusalReports, SpendReports, HealthReports
 ):
-    """Questions that bring others together. For staff: PermissionDenied for a member."""
+    """Questions that bring others together, for staff. A member may ask `run_outs` alone, of its
+    own organization; the others are PermissionDenied."""
 
     def overview(self, since: datetime, until: datetime, timezone: str = "UTC") -> Overview:
         """The figures of a window beside those of the window before."""
