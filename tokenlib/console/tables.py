@@ -90,8 +90,8 @@ def clicked(key: str, rows: Sequence[Row]) -> Row | None:
 def _below(row: pd.Series, place: int, columns: Mapping[str, Any]) -> None:
     with st.container(horizontal=True):
         for name, column in columns.items():
-            label = row[name]
-            if not label:
+            label = row[name] or None
+            if not isinstance(label, str):  # none in this row
                 continue
             if column.config["type_config"]["button_type"] == "tertiary":  # a value, not an action
                 label = f"{column.config['label']}: {label}"
