@@ -118,3 +118,5 @@ def test_an_open_page_of_staff_closes_at_the_next_click(
     remove(owner)
     visit.press("Refresh")
     shows_no_data(visit)
+    visit.heading("No role any more")
+    expect(visit.page.get_by_test_id("stAlert")).to_contain_text("under Signed in as")

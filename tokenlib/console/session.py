@@ -88,8 +88,9 @@ def somebody() -> Person | Closed:
     if not settings.demo_people:
         return Closed.NO_SIGN_IN
     persona = demo.PERSONAS.get(str(st.session_state.get(PERSONA)))
-    person = persona and known(persona.user_id)
-    return person or Closed.SIGNED_OUT
+    if persona is None:
+        return Closed.SIGNED_OUT
+    return known(persona.user_id) or Closed.NO_ROLE
 
 
 def _person(identity: Identity) -> Person | Closed:

@@ -31,6 +31,7 @@ class Closed(Enum):
 
     NO_SIGN_IN = "Sign-in is not set up"
     SIGNED_OUT = "Sign-in needed"
+    NO_ROLE = "No role any more"
     ENDED = "Your session has ended"
     UNVERIFIED = "E-mail address not verified"
     UNKNOWN = "No access yet"
@@ -43,6 +44,8 @@ ADVICE = {
     " it again; the guide says how. The API and the `tokenlib` command work. To see the console"
     " with demo data, start it without TOKENLIB_DATABASE_URL.",
     Closed.SIGNED_OUT: "Sign in with the account of your identity provider to go on.",
+    Closed.NO_ROLE: "This person of the demo is not staff any more, and no member. Choose another"
+    " one under Signed in as.",
     Closed.ENDED: "Sign in again to go on where you were.",
     Closed.UNVERIFIED: "Your identity provider does not say that it has verified your e-mail"
     " address. Verify it there, then sign in again.",

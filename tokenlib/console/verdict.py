@@ -34,7 +34,7 @@ def draw(desk: Desk) -> tuple[str, Verdict] | None:
         )
         units = int(st.number_input("Units", 1, 1_000_000, 1, key="units", bind="query-params"))
         limits = st.toggle(
-            "With the limits of members",
+            "Members' limits",
             value=True,
             key="with_limits",
             bind="query-params",
