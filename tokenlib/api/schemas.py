@@ -486,7 +486,9 @@ class KeyQuestion(Question):
         }
     )
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")]
+    name: Annotated[
+        str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")
+    ]
     scopes: Annotated[
         list[ScopeName], Field(min_length=1, max_length=5, json_schema_extra={"uniqueItems": True})
     ]
