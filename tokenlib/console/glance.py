@@ -193,7 +193,8 @@ def grown(rows: Sequence[SeriesPoint], before: Sequence[SeriesPoint]) -> None:
 
 
 def run_outs(found: Movers, context: Context) -> None:
-    """Who is empty or will be within a week, before the refresh."""
+    """Who is empty or will be within a week, before the refresh, going on as in the last one."""
+    st.caption("Wallets in use in the last 7 days. One that was used up before is counted above.")
     rows = found.run_outs.rows
     if not rows:
         st.caption("Nobody runs out within a week at the present pace.")

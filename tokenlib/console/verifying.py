@@ -37,11 +37,14 @@ def draw(reports: Reports, context: Context) -> None:
 
 
 def _verify() -> None:
-    bar = st.progress(0.0, "Reading every entry…")
+    bar = st.progress(0.0, "Reading every entry. Another click would end it unfinished.")
     st.session_state[session.UNTIMED] = True
 
     def show(done: int, total: int) -> None:
-        bar.progress(done / total, f"{fmt.number(done)} of {fmt.number(total)} organizations")
+        bar.progress(
+            done / total,
+            f"{fmt.number(done)} of {fmt.number(total)} organizations. Another click would end it.",
+        )
 
     result = session.tokens().verify(progress=show)
     bar.empty()
