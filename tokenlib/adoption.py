@@ -44,10 +44,10 @@ class Found:
 class Adoption:
     """What `adopt` found and did, or with `dry_run` would do.
 
-    `before` says what the database was: the old system's, empty, or tokenlib's already.
+    `before` says what the database was: the old system's, or tokenlib's already.
     """
 
-    before: Literal["old", "empty", "tokenlib"]
+    before: Literal["old", "tokenlib"]
     dry_run: bool
     wallets: int = 0
     log_rows: int = 0
@@ -66,7 +66,7 @@ def adopt(url: str, *, dry_run: bool = False) -> Adoption:
     With `dry_run` it reads only, blocks nobody, and says what it would do and what it found. Else
     the old tables are locked while it runs, and nothing has changed if it fails. Raises
     ConfigurationError, which names every difference, for a database that is neither the old
-    system's nor tokenlib's nor empty, and DatabaseUnavailable when the tables stay in use.
+    system's nor tokenlib's, and DatabaseUnavailable when the tables stay in use.
     """
     return migrations.in_transaction(url, lambda connection: _adopt(connection, dry_run))
 
@@ -78,14 +78,11 @@ def _adopt(connection: sa.Connection, dry_run: bool) -> Adoption:
     connection.exec_driver_sql(named["prepare"])
     if dry_run:
         connection.exec_driver_sql(named["read_only"])
+    if not connection.exec_driver_sql(statements("system")["old_tables"]).scalar():
+        raise ConfigurationError(
+            "There are no old tables here. Use `tokenlib migrate` for a new database."
+        )
     differences = _words(connection, named["collisions"], names=_new_tables())
-    there = set(connection.exec_driver_sql(named["tables"]).scalar_one())
-    if not _BOOKS & there:
-        _refuse(differences)
-        if not dry_run:
-            _create(connection)
-            connection.commit()
-        return Adoption("empty", dry_run, steps=(_CREATE,))
     _refuse(differences + _words(connection, named["differences"]))
     if not dry_run:
         connection.exec_driver_sql(named["lock"])

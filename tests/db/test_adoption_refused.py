@@ -138,12 +138,16 @@ def test_migrate_leaves_an_old_database_to_adopt(old: TestDatabase) -> None:
         migrations.upgrade(old.url(OWNER))
 
 
-def test_an_empty_database_becomes_ours(product: Embedded) -> None:
+def test_a_database_without_the_old_tables_is_left_to_migrate(product: Embedded) -> None:
     with old_system.database(product, books=False) as database:
-        dry = adopt(database.url(OWNER), dry_run=True)
-        assert (dry.before, dry.changed) == ("empty", False)
+        before = tables(database)
+        for dry_run in (True, False):
+            with pytest.raises(ConfigurationError, match="There are no old tables here"):
+                adopt(database.url(OWNER), dry_run=dry_run)
+        assert tables(database) == before
         assert rows(database, "select to_regnamespace('tokenlib')") == [(None,)]
-        assert adopt(database.url(OWNER)).changed
+        assert migrations.upgrade(database.url(OWNER))
+        assert adopt(database.url(OWNER)).before == "tokenlib"
         with Tokens(Database(database.url())) as tokens:
             tokens.database.check()
             tokens.create_organization("Acme", "pro")

@@ -29,8 +29,7 @@ def adopt(dry_run: bool, url: str | None, as_json: bool) -> None:
     Works on the database of --url, of TOKENLIB_MIGRATION_URL or of TOKENLIB_DATABASE_URL, as the
     role tokenlib_owner, in one transaction. Every balance that can be spent and every log row stay
     as they are; what was wrong with the figures is listed, and kept until somebody settles it.
-    Safe to run twice. A database that is neither the old system's nor empty is refused, with what
-    differs.
+    Safe to run twice. A database that is not the old system's is refused, with what differs.
     """
     from tokenlib import adoption
 
@@ -60,13 +59,6 @@ def _show_adoption(found: Adoption) -> None:
                 for f in found.findings
             ],
         )
-    if found.before == "empty":
-        click.echo(
-            "There are no old tables. Nothing was changed."
-            if found.dry_run
-            else "There were no old tables."
-        )
-        return
     what = f"{plural(found.wallets, 'wallet')} and {plural(found.log_rows, 'log row')}"
     if found.dry_run:
         click.echo(f"{what} would be taken in. Nothing was changed.")

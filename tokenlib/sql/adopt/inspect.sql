@@ -24,12 +24,6 @@ from unnest(%(names)s::text[]) as name
 where to_regclass('public.' || name) is not null
 order by name
 
--- name: tables
--- Of the tables that an old system has, those that are there.
-select coalesce(array_agg(name order by name), '{}') as names
-from unnest(array['ai_tokens', 'ai_token_usage_log', 'organizations', 'user_profiles']) as name
-where to_regclass('public.' || name) is not null
-
 -- name: differences
 -- Why these tables are not the old system's, or cannot be taken in: one line each, in words.
 with wanted (table_name, column_name, types) as (
