@@ -6,19 +6,14 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from tests.db.demo_loaded import FEW, OWNER, Demo, few, play_the_scenarios
 from tokenlib import (
-    FeatureNotInPlan,
-    InsufficientTokens,
-    OrganizationPaused,
-    PaymentFailed,
     PermissionDenied,
     Tokens,
     demo,
@@ -28,23 +23,6 @@ from tokenlib.demo import PERSONAS, SCENARIOS, legacy, situations
 from tokenlib.embedded import Embedded
 from tokenlib.errors import ConfigurationError, InvalidInput, TokenlibError
 from tokenlib.testing import TestDatabase
-
-FEW = 3_000
-OWNER = "tokenlib_owner"
-
-
-@dataclass(frozen=True)
-class Demo:
-    """A database that holds the demo."""
-
-    database: TestDatabase
-    tokens: Tokens
-    summary: demo.DemoSummary
-
-    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Plain SQL of somebody who may see everything."""
-        with self.database.connect("postgres") as connection:
-            return connection.execute(statement, values).fetchall()
 
 
 @contextmanager
@@ -70,9 +48,7 @@ def full(token_server: Embedded) -> Iterator[Demo]:
 
 @pytest.fixture
 def small(token_database: TestDatabase, tokens: Tokens) -> Demo:
-    """The same with few charges, for a test that changes it."""
-    summary = demo.load(token_database.url(OWNER), tokens, charges=FEW)
-    return Demo(token_database, tokens, summary)
+    return few(token_database, tokens)
 
 
 def test_counts_are_what_the_summary_says(full: Demo) -> None:
@@ -259,84 +235,6 @@ def test_the_same_seed_and_now_store_the_same_log(token_server: Embedded) -> Non
     assert count > FEW
 
 
-def test_it_starts_the_scenarios_again_and_again(small: Demo) -> None:
-    for _ in range(3):
-        _play_the_scenarios(small.tokens)
-        demo.reset(small.database.url(OWNER), small.tokens)
-    _play_the_scenarios(small.tokens)
-    assert small.tokens.verify().closed
-
-
-def _play_the_scenarios(tokens: Tokens) -> None:
-    def quest(name: str) -> int:
-        scenario = SCENARIOS[name]
-        return tokens.deduct_tokens(
-            scenario.organization_id, scenario.user_id, "generate_goal"
-        ).remaining_balance
-
-    assert [quest("healthy") for _ in range(6)] == [17, 14, 11, 8, 5, 2]
-    with pytest.raises(InsufficientTokens) as refused:
-        quest("healthy")
-    assert refused.value.refresh_date is not None
-    assert quest("low") == 0
-    with pytest.raises(InsufficientTokens):
-        quest("low")
-    with pytest.raises(InsufficientTokens) as short:
-        quest("empty")
-    assert short.value.available == 2
-    with pytest.raises(FeatureNotInPlan):
-        quest("starter")
-    with pytest.raises(OrganizationPaused):
-        quest("paused")
-    with pytest.raises(PaymentFailed):
-        quest("payment_failed")
-    organization, user = SCENARIOS["unlimited"].organization_id, SCENARIOS["unlimited"].user_id
-    assert tokens.deduct_tokens(organization, user, "generate_goal", units=900).tokens_deducted
-
-
-def test_reset_undoes_whatever_was_done_to_a_scenario(small: Demo) -> None:
-    tokens, healthy = small.tokens, SCENARIOS["healthy"]
-    organization, user = healthy.organization_id, healthy.user_id
-    soon = datetime.now(UTC) + timedelta(days=3)
-    tokens.grant(organization, "goal_generation", 100)
-    tokens.grant(organization, "goal_generation", 50, effective_at=soon)
-    tokens.upgrade_tokens(organization, "shared", 500)
-    tokens.change_plan(organization, "enterprise")
-    tokens.deduct_tokens(organization, user, "generate_goal", units=60)
-    tokens.reserve(organization, user, "generate_goal")
-    tokens.change_plan(organization, "starter")
-    tokens.set_mode("log_only", organization, actor="test", reason="test")
-    tokens.pause_user(organization, user, actor="test", reason="test")
-    tokens.set_status(organization, "suspended", actor="test", reason="test")
-    paused = SCENARIOS["paused"].organization_id
-    tokens.set_status(paused, "active", actor="test", reason="test")
-    before = tokens.verify()
-
-    demo.reset(small.database.url(OWNER), tokens)
-
-    wallets = {b.token_type: b for b in tokens.get_all_token_balances(organization)}
-    assert {
-        token_type: (b.balance, b.reserved, b.total_used, b.total_allocated)
-        for token_type, b in wallets.items()
-    } == {
-        "lead_generation": (50, 0, 0, 50),
-        "goal_generation": (20, 0, 0, 20),
-        "strategy_analysis": (100, 0, 0, 100),
-        "forecast": (30, 0, 0, 30),
-        "general": (50, 0, 0, 50),
-        "shared": (0, 0, 0, 0),
-    }
-    _play_the_scenarios(tokens)
-    after = tokens.verify()
-    assert after.closed
-    assert after.entries > before.entries
-
-
-def test_reset_says_when_there_is_no_demo(token_database: TestDatabase, tokens: Tokens) -> None:
-    with pytest.raises(ConfigurationError, match="no demo"):
-        demo.reset(token_database.url(OWNER), tokens)
-
-
 def test_a_load_that_was_interrupted_is_finished_by_the_next(
     token_database: TestDatabase, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,7 +252,7 @@ def test_a_load_that_was_interrupted_is_finished_by_the_next(
     assert demo.load(url, tokens, seed=99, charges=9 * FEW).charges < 2 * FEW
     assert demo.loaded(tokens)
     assert tokens.verify().closed
-    _play_the_scenarios(tokens)
+    play_the_scenarios(tokens)
 
 
 def test_a_load_that_fails_in_the_middle_leaves_nothing(
