@@ -37,7 +37,7 @@ def test_a_link_shows_a_colleague_the_same_and_back_goes_back(
     for name, text in zip(first_ones(visit), shown, strict=True):
         expect(name).to_have_text(text)
     colleague.shoot("link-shared")
-    visit.follow(LIST)
+    visit.act(LIST)
     visit.heading("Organization")
     visit.drawn()
     page.go_back()

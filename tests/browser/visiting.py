@@ -25,6 +25,8 @@ DESK = {"width": 1280, "height": 844}
 PHONE = 390
 ROW = 33
 """Pixels of a table's row. A table is one canvas, so a cell is clicked by its place."""
+FIRST = 72
+"""Pixels to the button or the name in the first column, after the box that chooses a row."""
 
 # A deep link's path could be the console's own root: Streamlit's page asks there first, and is told
 # that it is not. Nothing else may be missing.
@@ -127,22 +129,12 @@ class Visit:
         self.drawn()
 
     def act(self, table: str, row: int = 0) -> None:
-        """Click the button in the last column of a table's row."""
+        """Click the button or the name in the first column of a table's row."""
         canvas = self.table(table).get_by_test_id("data-grid-canvas")
-        canvas.press("ArrowDown")
-        canvas.press("End")  # a wide table has its last column out of sight
-        self._click(canvas, -46, row)
-
-    def follow(self, table: str, row: int = 0) -> None:
-        """Click the name in the first column of a table's row."""
-        self._click(self.table(table).get_by_test_id("data-grid-canvas"), 40, row)
-
-    def _click(self, canvas: Locator, across: int, row: int) -> None:
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
         assert box is not None
-        x = box["x"] + across + (box["width"] if across < 0 else 0)
-        self.page.mouse.click(x, box["y"] + ROW * (row + 1.5))
+        self.page.mouse.click(box["x"] + FIRST, box["y"] + ROW * (row + 1.5))
 
     def table(self, description: str) -> Locator:
         """The table that is described so to who cannot see it."""
