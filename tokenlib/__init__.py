@@ -57,6 +57,7 @@ from tokenlib.errors import (
 )
 
 if TYPE_CHECKING:
+    from tokenlib.client import Client
     from tokenlib.tokens import Tokens, connect
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "Balance",
     "BooksBroken",
     "Catalog",
+    "Client",
     "ConfigurationError",
     "DatabaseUnavailable",
     "Feature",
@@ -115,4 +117,8 @@ def __getattr__(name: str) -> Any:
         from tokenlib import tokens
 
         return getattr(tokens, name)
+    if name == "Client":
+        from tokenlib.client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ from tokenlib.domain import Reservation
 from tokenlib.errors import ReservationOver
 
 if TYPE_CHECKING:
+    from tokenlib.client import Client
     from tokenlib.tokens import Tokens
 
 _THREADS = 16
@@ -25,7 +26,7 @@ _THREADS = 16
 class AsyncTokens:
     """Awaitable twins: `await tokens.aio.deduct_tokens(…)`, `async with tokens.aio.spend(…)`."""
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Tokens | Client) -> None:
         self._tokens = tokens
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenlib")
 

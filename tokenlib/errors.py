@@ -12,7 +12,7 @@ from math import ceil
 from typing import Any, ClassVar, Literal
 from uuid import UUID
 
-from tokenlib.domain import Usage
+from tokenlib.domain import Usage, plain
 
 
 class TokenlibError(Exception):
@@ -50,16 +50,19 @@ class DatabaseUnavailable(TokenlibError):
     """The database did not answer; the answer to any charge is therefore no.
 
     `outcome` is "not_charged" when nothing was sent or all was rolled back, and "unknown" when the
-    reply was lost: the charge may be on the books.
+    reply was lost: the charge may be on the books. `retry_after`: seconds, if known.
     """
 
     code = "database_unavailable"
     status = 503
 
     def __init__(
-        self, message: str, outcome: Literal["not_charged", "unknown"] = "not_charged"
+        self,
+        message: str,
+        outcome: Literal["not_charged", "unknown"] = "not_charged",
+        retry_after: float | None = None,
     ) -> None:
-        self.outcome = outcome
+        self.outcome, self.retry_after = outcome, retry_after
         super().__init__(message, outcome=outcome)
 
 
@@ -97,6 +100,7 @@ class UnknownFeature(InvalidInput):
         self.feature, self.known = feature, tuple(known)
         names = ", ".join(self.known) or "none"
         super().__init__("feature", f"{feature!r} is not in the catalog. Known features: {names}.")
+        self.data |= {"feature": feature, "known": self.known}
 
 
 class UnknownTokenType(InvalidInput):
@@ -108,6 +112,7 @@ class UnknownTokenType(InvalidInput):
         self.token_type, self.known = token_type, tuple(known)
         names = ", ".join(self.known) or "none"
         super().__init__("token_type", f"{token_type!r} is not one of: {names}.")
+        self.data |= {"token_type": token_type, "known": self.known}
 
 
 class UnknownPlan(InvalidInput):
@@ -118,6 +123,7 @@ class UnknownPlan(InvalidInput):
     def __init__(self, plan: str, known: Iterable[str] = ()) -> None:
         self.plan, self.known = plan, tuple(known)
         super().__init__("plan", f"{plan!r} is not one of: {', '.join(self.known) or 'none'}.")
+        self.data |= {"plan": plan, "known": self.known}
 
 
 class NotFound(TokenlibError):
@@ -319,7 +325,9 @@ class AlreadySpent(TokenlibError):
     def __init__(self, usage: Usage) -> None:
         self.usage = usage
         super().__init__(
-            f"This idempotency key was already charged as usage {usage.id}.", usage_id=str(usage.id)
+            f"This idempotency key was already charged as usage {usage.id}.",
+            usage_id=str(usage.id),
+            usage=plain(usage),
         )
 
 
@@ -335,6 +343,7 @@ class InProgress(TokenlibError):
         super().__init__(
             f"Reservation {reservation_id} with this idempotency key is in progress{until}.",
             reservation_id=str(reservation_id),
+            expires_at=expires_at.isoformat() if expires_at else None,
         )
 
 

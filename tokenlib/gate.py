@@ -19,18 +19,18 @@ from tokenlib.db import Kind, Row, as_uuid, statements
 from tokenlib.domain import Balance, Catalog, Reservation, Stats, Usage, Verdict
 from tokenlib.errors import (
     InvalidInput,
-    ReservationOver,
     TokenlibError,
     UnknownFeature,
     UnknownOrganization,
     UnknownTokenType,
 )
+from tokenlib.spending import SpendVerbs
 
 Id = UUID | str
 Let = TypeVar("Let", Usage, Reservation)
 
 
-class GateVerbs(AttemptVerbs):
+class GateVerbs(SpendVerbs, AttemptVerbs):
     """The verbs that decide and charge. Ids are UUIDs, taken as `uuid.UUID` or `str`."""
 
     def has_enough_tokens(self, organization: Id, feature: str, units: int = 1) -> bool:
@@ -189,7 +189,7 @@ class GateVerbs(AttemptVerbs):
 
         A replay returns the first answer. Raises ReservationOver when it was released or expired.
         """
-        _require_reservation(reservation)
+        inputs.reservation(reservation)
         if units is not None:
             units = inputs.units(units)
         if not reservation.booked:
@@ -213,7 +213,7 @@ class GateVerbs(AttemptVerbs):
         self, reservation: Reservation, reason: str | None = None, *, actor: str | None = None
     ) -> None:
         """Give a hold back. Releasing twice is the same as once; ReservationOver if deducted."""
-        _require_reservation(reservation)
+        inputs.reservation(reservation)
         if not reservation.booked:
             return
         try:
@@ -259,16 +259,8 @@ class GateVerbs(AttemptVerbs):
             hold_for=hold_for,
             limits=limits,
         )
-        try:
+        with self._around(held):
             yield held
-        except BaseException as error:
-            self.release_quietly(held, type(error).__name__)
-            raise
-        try:
-            self.deduct(held)
-        except ReservationOver as over:
-            if over.state != "released":
-                raise
 
     def refund(
         self,
@@ -359,19 +351,6 @@ class GateVerbs(AttemptVerbs):
     def _refusal(self, row: Row, key: str | None = None) -> Exception:
         known = self.catalog().features if row["status"] == "unknown_feature" else ()
         return answers.refusal(row, key=key, known=known)
-
-    def release_quietly(self, held: Reservation, reason: str) -> None:
-        """Give a hold back if that works now; else it ends by itself. Never raises."""
-        try:
-            self.release(held, reason)
-        except Exception as error:  # noqa: BLE001
-            self.log.warning("reservation %s could not be released: %s", held.id, error)
-
-
-def _require_reservation(given: object) -> None:
-    """What `reserve` returned knows its organization; an id alone does not."""
-    if not isinstance(given, Reservation):
-        raise InvalidInput("reservation", f"must be what reserve returned, not {given!r}")
 
 
 def _key(given: str | None) -> str:

@@ -123,6 +123,20 @@ def metadata(value: object) -> Jsonb | None:
     return Jsonb(document)
 
 
+def reservation(value: object) -> Reservation:
+    """What `reserve` returned: it knows its organization, an id alone does not."""
+    if not isinstance(value, Reservation):
+        raise InvalidInput("reservation", f"must be what reserve returned, not {value!r}")
+    return value
+
+
+def deadline(value: object) -> float:
+    """How many seconds a call may take with all its attempts."""
+    if not isinstance(value, int | float) or not 0.1 <= value <= 300:
+        raise InvalidInput("deadline", f"must be from 0.1 to 300 seconds, not {value!r}")
+    return value
+
+
 def owned(
     thing: Reservation | Usage | UUID | str,
     organization: UUID | str | None,

@@ -31,6 +31,8 @@ class Retry:
 
     deadline: float = DEADLINE_SECONDS
     again: bool = True
+    # What passes by waiting; with a `retry_after` no sooner than that.
+    passing: tuple[type[TokenlibError], ...] = (DatabaseUnavailable,)
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
@@ -50,10 +52,12 @@ class Retry:
             except TokenlibError as error:
                 if isinstance(error, DatabaseUnavailable) and error.outcome == "unknown":
                     unclear = error
-                pause = self.chance() * longest
+                after: float | None = getattr(error, "retry_after", None)
+                pause = self.chance() * longest + (after or 0)
                 if (
                     not self.again
-                    or not isinstance(error, DatabaseUnavailable)
+                    or not isinstance(error, self.passing)
+                    or (after is None and not isinstance(error, DatabaseUnavailable))
                     or (unclear is not None and not repeatable)
                     or self.now() + pause >= give_up_at
                 ):

@@ -7,13 +7,13 @@ from contextlib import ExitStack, suppress
 from functools import cached_property, partial
 from types import ModuleType, TracebackType
 
-from tokenlib import migrations, offbook
+from tokenlib import inputs, migrations, offbook
 from tokenlib.aio import AsyncTokens
 from tokenlib.audit import AuditVerbs
 from tokenlib.config import Settings, sqlalchemy_url
 from tokenlib.db import Database
 from tokenlib.domain import Mode
-from tokenlib.errors import ConfigurationError, InvalidInput
+from tokenlib.errors import ConfigurationError
 from tokenlib.gate import GateVerbs
 from tokenlib.keys import KeyVerbs
 from tokenlib.plans import PlanVerbs
@@ -83,7 +83,7 @@ def connect(
     """
     settings = settings or Settings.from_env()
     switched = offbook.lets_through(settings.switch)
-    deadline = settings.deadline if deadline is None else _seconds(deadline)
+    deadline = settings.deadline if deadline is None else inputs.deadline(deadline)
     retry = Retry(min(deadline, _SWITCHED_DEADLINE_SECONDS) if switched else deadline)
     url = sqlalchemy_url(url) if url else settings.sqlalchemy_url
     revive = None
@@ -132,9 +132,3 @@ def _embedded() -> ModuleType:
             " Set the variable, or install tokenlib-ai[embedded]."
         ) from None
     return embedded
-
-
-def _seconds(deadline: object) -> float:
-    if not isinstance(deadline, int | float) or not 0.1 <= deadline <= 300:
-        raise InvalidInput("deadline", f"must be from 0.1 to 300 seconds, not {deadline!r}")
-    return deadline

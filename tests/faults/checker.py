@@ -87,7 +87,9 @@ class Books:
                 self.state[row["id"]] = row["state"]
             for row in cursor.execute(
                 "select subject_id::text as id, balance_change as tokens,"
-                " balance_after as balance, reason as request, kind from ai_token_events"
+                # The API adds the key to the reason.
+                " balance_after as balance, split_part(reason, ' (API key', 1) as request, kind"
+                " from ai_token_events"
                 " where kind = 'refund' or kind = 'grant' and reason is not null"
             ):
                 if row["kind"] == "refund":

@@ -12,11 +12,13 @@ import random
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
+from tokenlib import Client as HttpClient
 from tokenlib import DatabaseUnavailable, Grant, Reservation, TokenlibError, Tokens, Usage
 from tokenlib.db import Database
 from tokenlib.domain import Mode
@@ -43,6 +45,7 @@ class Job:
     pool_size: int = 4
     hogs: int = 0  # threads that take a connection and keep it for a while
     new_keys: bool = False  # a new key for each attempt
+    api_key: str | None = None  # `url` is the HTTP API's, and this its key
     override: Mode | None = None  # let calls through that the books do not have
 
 
@@ -63,7 +66,7 @@ class Request:
 class Client:
     """One thread of a client process."""
 
-    def __init__(self, job: Job, number: int, tokens: Tokens) -> None:
+    def __init__(self, job: Job, number: int, tokens: Tokens | HttpClient) -> None:
         self.job, self.tokens = job, tokens
         self.name = f"{job.name}-{number}"
         self.chance = random.Random(self.name)  # noqa: S311 - a load, not a secret
@@ -258,13 +261,24 @@ def write(job: Job, path: Path) -> None:
     path.write_text(json.dumps(asdict(job)))
 
 
+def _gate(job: Job, retry: Retry) -> Tokens | HttpClient:
+    if job.api_key is None:
+        return Tokens(Database(job.url, pool_size=job.pool_size, retry=retry), job.override)
+    client = HttpClient(job.url, job.api_key, deadline=job.deadline)
+    if job.new_keys:
+        client._retry = retry
+    return client
+
+
 def main(path: str) -> None:
     """Run the job of this file."""
     job = Job(**json.loads(Path(path).read_text()))
     retry = ONCE if job.new_keys else Retry(job.deadline)
     retry = replace(retry, deadline=job.deadline)
     until = time.monotonic() + job.seconds
-    with Tokens(Database(job.url, pool_size=job.pool_size, retry=retry), job.override) as tokens:
+    with ExitStack() as held:
+        tokens = _gate(job, retry)
+        held.callback(tokens.close)
         threads = [
             threading.Thread(target=Client(job, number, tokens).run, args=(until,))
             for number in range(job.threads)

@@ -142,12 +142,14 @@ class World:
                 process.wait()
 
     def client(self, name: str, **how: object) -> subprocess.Popen[bytes]:
-        """One client process."""
+        """One client process; in JavaScript where `node` names its interpreter."""
+        node = how.pop("node", None)
         path = self.folder / f"{name}.json"
         write(self.job(name=name, **how), path)
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.load", str(path)], cwd=ROOT, start_new_session=True
-        )
+        command = [sys.executable, "-m", "tests.faults.load"]
+        if node is not None:
+            command = [str(node), "tests/faults/load.mjs"]
+        return subprocess.Popen([*command, str(path)], cwd=ROOT, start_new_session=True)
 
 
 def prepare(server: embedded.Embedded) -> Server:

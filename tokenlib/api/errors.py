@@ -158,8 +158,15 @@ def problem(
         "code": code,
         "requestId": request_id.get(),
     }
-    extra = {to_camel(name): plain(value) for name, value in data.items()}
+    extra = _camel(data)
     return JSONResponse(extra | members, status, headers, "application/problem+json")
+
+
+def _camel(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        to_camel(name): _camel(value) if isinstance(value, Mapping) else plain(value)
+        for name, value in data.items()
+    }
 
 
 def answer(status: int, said: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -260,7 +267,8 @@ def _new(error: TokenlibError) -> JSONResponse | None:
             field = "Idempotency-Key" if error.field == "idempotency_key" else to_camel(error.field)
             said = error.message.removeprefix(error.field).strip()
             errors = [{"field": field, "problem": said.rstrip(".")}]
-            return problem(400, error.code, f"{field} {said.rstrip('.')}.", errors=errors)
+            told = {name: value for name, value in error.data.items() if name != "field"}
+            return problem(400, error.code, f"{field} {said.rstrip('.')}.", errors=errors, **told)
         case NotFound() | NotYours():
             return problem(404, "not_found", NOTHING)
         case NotAMember():

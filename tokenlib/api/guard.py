@@ -70,7 +70,9 @@ class Guard:
         self._taken += 1
         try:
             if self._taken > self._places and path != _ALWAYS:
-                busy = problem(503, "busy", BUSY, {"Retry-After": str(_RETRY_SECONDS)})
+                busy = problem(
+                    503, "busy", BUSY, {"Retry-After": str(_RETRY_SECONDS)}, outcome="not_charged"
+                )
                 await busy(scope, receive, send_guarded)
             else:
                 await self._app(scope, self._bounded(receive), send_guarded)

@@ -139,6 +139,11 @@ class ReservationQuestion(_Spend):
     hold_seconds: Annotated[int, Field(strict=True, ge=1, le=86_400)] | None = Field(
         None, description="The life of the hold; 10 minutes unless said."
     )
+    id: UUID | None = Field(
+        None,
+        description="Your name for the hold, new for each call and the same in its repetitions: the"
+        " same Idempotency-Key in another call is then told `in_progress` or `already_spent`.",
+    )
 
 
 class SettleQuestion(Question):
@@ -208,6 +213,7 @@ class Refund(Answer):
 
     usage_id: UUID
     organization_id: UUID
+    user_id: UUID | None
     feature: str
     token_type: str
     tokens: int

@@ -71,6 +71,7 @@ def reserve(
         units=asked.units,
         metadata=_metadata(asked.metadata),
         hold_seconds=asked.hold_seconds,
+        unique={"id": asked.id},
     )
     return s.Reservation.model_validate(answers.reservation(row, asked.units))
 
@@ -133,6 +134,7 @@ def refund(
     return s.Refund(
         usage_id=row["id"],
         organization_id=row["organization_id"],
+        user_id=row["user_id"],
         feature=row["feature"],
         token_type=row["token_type"],
         tokens=row["tokens"],

@@ -224,11 +224,14 @@ begin
     if found then
         if v_done.request_hash <> p_hash then
             a.status := 'conflict';
-        else
+            return;
+        elsif p_verb <> 'reserve' or p_args ->> 'id' is null
+            or (p_args ->> 'id')::uuid = v_done.subject_id then
             a := jsonb_populate_record(null::tokenlib.answer, v_done.answer);
             a.replayed := true;
+            return;
         end if;
-        return;
+        -- Another call than the first names another hold: the gate says what came of the first.
     end if;
 
     if p_verb in ('deduct', 'reserve') then
@@ -323,7 +326,10 @@ begin
     v_now := tokenlib.clock();
     insert into public.ai_token_api_requests (organization_id, caller_id, idempotency_key,
         request_hash, verb, subject_id, answer, created_at)
-    values (v_place, p_caller, p_key, p_hash, p_verb, a.id, jsonb_strip_nulls(to_jsonb(a)), v_now);
+    values (v_place, p_caller, p_key, p_hash, p_verb, a.id, jsonb_strip_nulls(to_jsonb(a)), v_now)
+    on conflict (organization_id, caller_id, idempotency_key)
+        do update set subject_id = excluded.subject_id, answer = excluded.answer,
+            created_at = excluded.created_at;
     -- The table stays short without a worker: who adds one takes away two that are over.
     delete from public.ai_token_api_requests where ctid = any (array(
         select ctid from public.ai_token_api_requests where created_at < v_now - interval '7 days'

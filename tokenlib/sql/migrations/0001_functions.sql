@@ -353,6 +353,7 @@ begin
         p_subject => v_grant,
         p_reason => case when p_new then 'opened on plan ' || p_plan else 'adopted as found' end,
         p_data => jsonb_build_object('plan', p_plan, 'allowance', v_allowance,
+                'period_start', tokenlib.utc(w.period_start),
                 'refresh_date', tokenlib.utc(w.refresh_date))
             || case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
             || case when p_new and v_rows = 0 then '{}'::jsonb
@@ -423,6 +424,7 @@ begin
         p_effective => v_due,
         p_data => jsonb_build_object('lapsed', coalesce(v_old, 0), 'granted', v_new,
             'periods', v_periods, 'allowance', w.allowance,
+            'period_start', tokenlib.utc(w.period_start),
             'refresh_date', tokenlib.utc(w.refresh_date)));
 end
 $$;
@@ -1063,7 +1065,11 @@ begin
     values (a.id, p_organization, p_user, w.token_type, p_feature, p_units, a.tokens, a.waived,
         p_key, v_hash, p_metadata, a.created_at, a.until);
     w := tokenlib.append_event(w, 'reserve', a.created_at, -a.tokens, a.tokens,
-        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id);
+        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id,
+        p_data => jsonb_build_object('units', p_units, 'waived', a.waived,
+            'idempotency_key', p_key, 'request_hash', encode(v_hash, 'hex'),
+            'metadata_digest', encode(tokenlib.digest(p_metadata), 'hex'),
+            'expires_at', tokenlib.utc(a.until)));
     w.due_at := least(w.due_at, a.until);
     perform tokenlib.store_wallet(w, a.created_at);
     a.balance := w.balance;
@@ -2733,11 +2739,14 @@ begin
     if found then
         if v_done.request_hash <> p_hash then
             a.status := 'conflict';
-        else
+            return;
+        elsif p_verb <> 'reserve' or p_args ->> 'id' is null
+            or (p_args ->> 'id')::uuid = v_done.subject_id then
             a := jsonb_populate_record(null::tokenlib.answer, v_done.answer);
             a.replayed := true;
+            return;
         end if;
-        return;
+        -- Another call than the first names another hold: the gate says what came of the first.
     end if;
 
     if p_verb in ('deduct', 'reserve') then
@@ -2832,7 +2841,10 @@ begin
     v_now := tokenlib.clock();
     insert into public.ai_token_api_requests (organization_id, caller_id, idempotency_key,
         request_hash, verb, subject_id, answer, created_at)
-    values (v_place, p_caller, p_key, p_hash, p_verb, a.id, jsonb_strip_nulls(to_jsonb(a)), v_now);
+    values (v_place, p_caller, p_key, p_hash, p_verb, a.id, jsonb_strip_nulls(to_jsonb(a)), v_now)
+    on conflict (organization_id, caller_id, idempotency_key)
+        do update set subject_id = excluded.subject_id, answer = excluded.answer,
+            created_at = excluded.created_at;
     -- The table stays short without a worker: who adds one takes away two that are over.
     delete from public.ai_token_api_requests where ctid = any (array(
         select ctid from public.ai_token_api_requests where created_at < v_now - interval '7 days'
