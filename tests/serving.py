@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -32,16 +32,20 @@ STOP_SECONDS = 60.0
 
 
 @contextmanager
-def served(script: Path, folder: Path) -> Iterator[str]:
+def served(
+    script: Path, folder: Path, settings: Callable[[str], Mapping[str, str]] = lambda _address: {}
+) -> Iterator[str]:
     """`streamlit run` of a script on a free port; the address, once it answers. Stopped after.
 
-    Its data and its output, `<script's name>.log`, lie in the folder.
+    Its data and its output, `<script's name>.log`, lie in the folder. `settings` gives more of the
+    environment for the address.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = {name: text for name, text in os.environ.items() if "TOKENLIB_" not in name}
     environment["TOKENLIB_DATA_DIR"] = str(folder / "data")
+    environment.update(settings(f"http://127.0.0.1:{port}"))
     command = [sys.executable, "-m", "streamlit", "run", str(script), "--server.port", str(port)]
     said = folder / f"{script.stem}.log"
     with said.open("wb") as output:

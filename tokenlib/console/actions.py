@@ -142,8 +142,8 @@ def confirm(place: Place, label: str, act: Callable[[str], Any], sentence: str) 
     )
     if not st.button(label, type="primary", key="action_confirm", width="stretch"):
         return
-    since = place.person.reports.now()
     try:
+        since = place.person.reports.now()
         act(reason or "")
     except TokenlibError as error:
         refusals.problem(error)

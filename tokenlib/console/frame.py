@@ -276,7 +276,7 @@ def _why(why: Closed) -> None:
             st.login()
         return
     st.warning(ADVICE[why], icon=":material/lock:")
-    st.caption(f":material/person: {fmt.plain(signin.account())}")
+    st.text(signin.account())  # markdown would make it a link
     with st.container(horizontal=True):
         if why is not Closed.UNVERIFIED:
             st.button("Try again", key="sign_in_again", icon=":material/refresh:")
