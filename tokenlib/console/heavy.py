@@ -244,9 +244,9 @@ def _acting(
         return
     if any(pauses):
         data["pause"] = list(pauses)
-        columns["pause"] = st.column_config.ButtonColumn("The person", key=f"{key}_pause")
+        columns["pause"] = tables.action(f"{key}_pause", "The person")
     data["throttle"] = THROTTLE
-    columns["throttle"] = st.column_config.ButtonColumn("Everyone in it", key=f"{key}_throttle")
+    columns["throttle"] = tables.action(f"{key}_throttle", "Everyone in it")
 
 
 def _follow(key: str, organizations: Sequence[UUID], users: Sequence[UUID | None]) -> None:

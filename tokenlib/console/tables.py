@@ -134,9 +134,9 @@ def milliseconds(label: str) -> Column:
     return st.column_config.NumberColumn(label, format="%.1f ms")
 
 
-def action(key: str) -> Column:
+def action(key: str, label: str = "Action") -> Column:
     """A button in each row that allows it. Beside the first column, also where the rest scrolls."""
-    return st.column_config.ButtonColumn("Action", pinned=True, key=key)
+    return st.column_config.ButtonColumn(label, pinned=True, key=key)
 
 
 def word(name: str) -> str:
