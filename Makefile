@@ -14,7 +14,7 @@ COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-postgres bench-console lint format lock schema wheel clean
+.PHONY: help run test test-faults test-postgres bench-console pictures lint format lock schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES,
 
 bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some minutes
 	@$(BIN)/python -m tests.benchmarks.console
+
+pictures: $(VENV)/.dev ## Take the pictures of the documents anew, in a browser
+	@$(BIN)/python -m tests.browser.pictures
 
 lint: $(VENV)/.dev ## Check style, types and imports
 	@$(BIN)/ruff check --quiet .
