@@ -7,7 +7,7 @@ PostgreSQL's catalog that are the same in every version from 15 on.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,7 @@ def examine(tokens: Tokens, *, smoke: bool = False) -> Iterator[Check]:
         yield login
         yield from differences(packaged(), found(database))
         if login.status == "ok":
+            yield _switch(database)
             yield from _books(Reports(database))
     yield _clock(database)
     if smoke and tables["ours"]:
@@ -96,13 +97,26 @@ def differences(wanted: Schema, there: Schema) -> Iterator[Check]:
         for problem, names in (("missing", missing), ("not as packaged", changed)):
             if names:
                 fine = False
-                yield Check(plural, "failed", f"{problem}: {_listed(names)}", _MEND)
+                way_out = _MEND
+                if kind == "constraint":  # no statement of its own in what `migrate --sql` prints
+                    way_out = _constraints({name: definitions[name] for name in names}, have)
+                yield Check(plural, "failed", f"{problem}: {_listed(names)}", way_out)
         if kind in _EXTRA and (extra := [name for name in have if name not in definitions]):
             fine = False
             status, way_out = _EXTRA[kind]
             yield Check(plural, status, f"not of tokenlib: {_listed(extra)}", way_out)
         if fine:
             yield Check(plural, "ok", f"{len(definitions)} as packaged")
+
+
+def _constraints(wanted: Mapping[str, str], there: Mapping[str, str]) -> str:
+    """The statements that bring these constraints back, as many as are listed."""
+    said = []
+    for name in sorted(wanted)[:_SHOWN]:
+        table, _, constraint = name.rpartition(".")
+        drop = f"drop constraint {constraint}, " if name in there else ""
+        said.append(f"alter table {table} {drop}add constraint {constraint} {wanted[name]};")
+    return " ".join(["Run as tokenlib_owner:", *said])
 
 
 def _listed(names: list[str]) -> str:
@@ -126,34 +140,59 @@ def _login(database: Database) -> Check:
     return Check("login", "ok", f"{login['login']} has the gate's rights and no more")
 
 
+def _switch(database: Database) -> Check:
+    """Information: also an own enforce that differs from nothing now, but will in an emergency."""
+    modes = {
+        row["organization_id"]: row["mode"] for row in database.rows(statements("doctor")["modes"])
+    }
+    everyone = modes.pop(None)
+    detail = f"{everyone} for everyone"
+    if not modes:
+        return Check("switch", "ok", f"{detail}, no organization has a mode of its own")
+    own = _listed([f"{organization_id} ({mode})" for organization_id, mode in modes.items()])
+    way_out = (
+        "Everyone's switch does not reach a mode of its own. To take it away:"
+        " select tokenlib.set_mode('…', 'enforce', now(), 'who', 'why');"
+    )
+    return Check("switch", "ok", f"{detail}; with a mode of its own: {own}", way_out)
+
+
 def _books(reports: Reports) -> Iterator[Check]:
     drift = {row.organization_id for row in reports.plan_drift()}
     open_findings = reports.findings(settled=False)
     overdue = reports.overdue_periods()
-    for name, count, detail, way_out in (
+    for name, count, noun, detail, way_out in (
         (
             "plans",
             len(drift),
-            "organizations whose plan was changed outside tokenlib",
+            "organization",
+            "whose plan was changed outside tokenlib",
             "Applied when a wallet is next used; `tokenlib stats ORG` does it now.",
         ),
         (
             "findings",
             len(open_findings),
-            "open findings",
-            "Look at each on the console's page Health and settle it.",
+            "open finding",
+            "",
+            (
+                "Settle each: on the console's page Health, with `settle_finding`, or in SQL with"
+                " select tokenlib.settle_finding(organization_id, id, 'who', 'why')"
+                " from public.ai_token_findings where id = '…';"
+            ),
         ),
         (
             "periods",
             len(overdue),
-            "wallets past their refresh date",
+            "wallet",
+            "past the refresh date",
             "Refreshed when next used; `tokenlib refresh` does it now, `serve` every minute.",
         ),
     ):
+        nouns = noun if count == 1 else f"{noun}s"
         if count:
-            yield Check(name, "warning", f"{count:,} {detail}", way_out)
+            yield Check(name, "warning", f"{count:,} {nouns} {detail}".rstrip(), way_out)
         else:
-            yield Check(name, "ok", f"no {detail}")
+            yield Check(name, "ok", f"no {nouns} {detail}".rstrip())
 
 
 def _clock(database: Database) -> Check:

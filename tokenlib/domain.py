@@ -164,9 +164,10 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True)
 class SwitchSetting:
-    """A mode other than enforce that the database has in force, and who set it.
+    """A mode that the database has in force, and who set it.
 
     `organization_id` is None for everyone's; `until` is None when it stays until it is changed.
+    `enforce` is here only as an organization's own, while everyone's is another.
     """
 
     organization_id: UUID | None
@@ -179,7 +180,7 @@ class SwitchSetting:
 
 @dataclass(frozen=True, slots=True)
 class SwitchState:
-    """Where the emergency switch is not on enforce.
+    """Where the emergency switch is not on enforce, and who is kept out of it.
 
     `override` is this process's TOKENLIB_SWITCH, which goes before every setting. `answered` is
     False when the database could not tell its settings.
@@ -194,7 +195,7 @@ class SwitchState:
         """Whether some charge is let through that no balance pays: time for a banner."""
         if self.override is not None:
             return self.override != "enforce"
-        return bool(self.settings)
+        return any(setting.mode != "enforce" for setting in self.settings)
 
 
 @dataclass(frozen=True, slots=True)

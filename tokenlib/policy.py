@@ -60,7 +60,8 @@ class PolicyVerbs(CatalogVerbs):
 
         `log_only` runs every rule and records what it would have refused, `off` runs none; both let
         the charge through, logged as waived, and touch no balance. Their `until` lies
-        ahead, else InvalidInput; `enforce` until now takes an organization's own mode away.
+        ahead, else InvalidInput. `enforce` until now takes an organization's own mode away; without
+        `until` it is the organization's own and keeps it out of everyone's switch.
         """
         self._change(
             "set_mode",
@@ -75,7 +76,8 @@ class PolicyVerbs(CatalogVerbs):
 
     def switch_state(self) -> SwitchState:
         """Where the switch is not on enforce: this process's TOKENLIB_SWITCH, and the database's
-        modes with who set them and until when. Answers also while the database does not."""
+        modes with who set them and until when. While everyone's is not enforce, also who is kept
+        out of it by an own `enforce`. Answers also while the database does not."""
         try:
             rows = self.database.rows(statements("switch")["modes"])
         except (DatabaseUnavailable, LoginRefused, NotMigrated):

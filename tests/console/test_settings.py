@@ -162,6 +162,9 @@ def test_the_switch_for_one_organization_and_back(console: Open, tokens: Tokens)
     ask(app, switch.MODE, low)
     confirm(app, "Set to enforce")
     assert tokens.switch_state().settings == ()
+    # Its own mode is gone, and does not keep it out of everyone's.
+    tokens.set_mode("log_only", actor="on call", reason=WHY)
+    assert [each.organization_id for each in tokens.switch_state().settings] == [None]
 
 
 def test_staff_are_added_changed_and_removed(console: Open, tokens: Tokens) -> None:

@@ -250,8 +250,56 @@ def test_drift_and_what_is_due_are_warnings(
     )
     found = {check.name: check for check in examine(tokens)}
     assert [found[name].status for name in ("plans", "findings", "periods")] == ["warning"] * 3
-    assert found["plans"].detail.startswith("1 organizations")
+    assert found["plans"].detail == "1 organization whose plan was changed outside tokenlib"
+    assert found["findings"].detail == "1 open finding"
     assert found["periods"].detail.startswith("5 wallets")
+
+
+def test_the_way_out_for_a_finding_can_be_followed_in_sql(
+    tokens: Tokens, owner: psycopg.Connection, token_database: TestDatabase
+) -> None:
+    organization = tokens.create_organization("Acme", "pro")
+    added = owner.execute(
+        "insert into ai_token_findings (organization_id, token_type, kind, detail, found_at)"
+        " values (%s, 'general', 'emergency_balance', 'balance 9999', now()) returning id",
+        (organization,),
+    ).fetchone()
+    assert added is not None
+    [said] = [check.way_out for check in examine(tokens) if check.name == "findings"]
+    statement = said[said.index("select ") :].replace("…", str(added[0]))
+    with token_database.connect() as service:
+        assert service.execute(statement.encode()).fetchall() == [("ok",)]
+    [found] = [check for check in examine(tokens) if check.name == "findings"]
+    assert found == Check("findings", "ok", "no open findings")
+
+
+def test_a_mode_that_is_an_organization_s_own_is_told(
+    tokens: Tokens, token_database: TestDatabase
+) -> None:
+    def switch() -> Check:
+        [found] = [check for check in examine(tokens) if check.name == "switch"]
+        return found
+
+    nobody = Check("switch", "ok", "enforce for everyone, no organization has a mode of its own")
+    assert switch() == nobody
+    organization = tokens.create_organization("Acme", "pro")
+    tokens.set_mode("enforce", organization, actor="on call", reason="an own enforce, which lasts")
+    told = switch()
+    assert told.detail == f"enforce for everyone; with a mode of its own: {organization} (enforce)"
+    statement = told.way_out[told.way_out.index("select ") :].replace("…", str(organization))
+    with token_database.connect() as service:
+        service.execute(statement.replace("now()", "tokenlib.clock()").encode())
+    assert switch() == nobody
+
+
+def test_the_way_out_for_a_constraint_brings_it_back(plain: TestDatabase) -> None:
+    with plain.connect(OWNER) as owner:
+        for change in ("", ", add constraint sums_close check (true)"):
+            owner.execute(f"alter table ai_tokens drop constraint sums_close{change}".encode())
+            [failed] = [check for check in checks(plain) if check.status == "failed"]
+            statement = failed.way_out.removeprefix("Run as tokenlib_owner: ")
+            owner.execute(statement.encode())
+            assert wrong(plain) == []
 
 
 def test_durability_that_is_off_is_said(plain: TestDatabase) -> None:

@@ -259,14 +259,25 @@ def test_the_state_of_the_switch_names_who_and_until_when(
     clock = TestClock(token_database)
     clock.advance(timedelta(minutes=1))
     tokens.set_mode("log_only", actor="on call", reason="a new rule")
-    tokens.set_mode("enforce", tokens.create_organization("Globex"), actor="x", reason="y")
+    globex = tokens.create_organization("Globex")
+    initech = tokens.create_organization("Initech")  # with settings, and no mode of its own
+    tokens.set_status(initech, "active", actor="x", reason="y")
+    tokens.set_mode("enforce", globex, actor="x", reason="y")
     state = tokens.switch_state()
     assert state.lets_through
-    assert state.settings == (
-        SwitchSetting(None, "log_only", None, "on call", "a new rule", clock.now()),
+    everyone, *own = state.settings
+    assert everyone == SwitchSetting(None, "log_only", None, "on call", "a new rule", clock.now())
+    assert sorted(own, key=lambda each: each.mode) == [
+        SwitchSetting(globex, "enforce", None, "x", "y", clock.now()),
         SwitchSetting(pro[0], "off", until, "on call", "a launch", noon),
-    )
+    ]
     clock.set(until)
+    assert [each.organization_id for each in tokens.switch_state().settings] == [None, globex]
+
+    tokens.set_mode("enforce", actor="on call", reason="over")
+    assert tokens.switch_state().settings == (), "an own enforce that differs from nothing"
+    tokens.set_mode("log_only", actor="on call", reason="again")
+    tokens.set_mode("enforce", globex, until=clock.now(), actor="on call", reason="own mode ends")
     assert [each.organization_id for each in tokens.switch_state().settings] == [None]
 
     with gate(url, "enforce") as strict:

@@ -64,12 +64,14 @@ def banner(person: Person) -> None:
 
 
 def _plain(settings: list[SwitchSetting]) -> list[str]:
-    return ["AI features run without taking tokens for now."] if settings else []
+    # An organization's own mode, which comes last, goes before everyone's.
+    free = bool(settings) and settings[-1].mode != "enforce"
+    return ["AI features run without taking tokens for now."] if free else []
 
 
 def _sentences(person: Person, settings: list[SwitchSetting]) -> list[str]:
     everyone = [setting for setting in settings if setting.organization_id is None]
-    others = len(settings) - len(everyone)
+    others = sum(s.organization_id is not None and s.mode != "enforce" for s in settings)
     said = []
     for setting in everyone:
         until = f" until {fmt.minute(setting.until, session.timezone())}" if setting.until else ""
@@ -112,7 +114,7 @@ def draw(here: Office) -> None:
             "since": tables.time("Since", here.context.zone),
             "action": tables.action(_CLICK),
         },
-        "The emergency switch for everyone, and for organizations where it is not on enforce",
+        "The emergency switch for everyone, and for organizations with a mode of their own",
     )
     subjects = [(row and row.organization_id) or EVERYONE for row in rows]
     if (subject := tables.clicked(_CLICK, subjects)) is not None:
@@ -132,7 +134,7 @@ def _line(here: Office, row: SwitchSetting | None, people: dict[str, str]) -> di
         return {"who": "Everyone", "mode": "✓ Enforce", "until": None, "action": "Change"}
     return {
         "who": _name(here, row.organization_id),
-        "mode": f"△ {word(row.mode)}",
+        "mode": f"{'✓' if row.mode == 'enforce' else '△'} {word(row.mode)}",
         "until": row.until,
         "by": people.get(row.actor or "", row.actor),
         "reason": row.reason,
@@ -160,14 +162,10 @@ def change(here: Office, subject: UUID | str) -> None:
         organization_id, name = found
     elif isinstance(subject, UUID):
         organization_id, name = subject, _name(here, subject)
-    now: Mode = next(
-        (
-            setting.mode
-            for setting in session.tokens().switch_state().settings
-            if setting.organization_id == organization_id
-        ),
-        "enforce",
-    )
+    settings = {
+        each.organization_id: each.mode for each in session.tokens().switch_state().settings
+    }
+    now: Mode = settings.get(organization_id, "enforce")
     mode: Mode = st.segmented_control(
         f"Switch for {name}",
         list(MODES),
@@ -183,6 +181,8 @@ def change(here: Office, subject: UUID | str) -> None:
         )
         life = UNTIL[span]
         until = None if life is None else here.context.now + life
+    elif organization_id is not None and None not in settings:
+        until = here.context.now  # takes its own mode away: everyone's is enforce as well
     with st.container(border=True, gap="small"):
         st.markdown(f"**What it changes**: {word(now)} → {word(mode)}")
         st.markdown(MODES[mode][1])

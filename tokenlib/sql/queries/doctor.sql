@@ -18,6 +18,16 @@ join pg_catalog.pg_class c on c.oid = 'public.ai_tokens'::regclass
 left join pg_catalog.pg_roles s on s.rolname = 'service_role'
 where r.rolname = session_user
 
+-- name: modes
+-- Everyone's mode as it is now, first, and each mode that is an organization's own.
+select null::uuid as organization_id,
+    case when mode_until is null or mode_until > tokenlib.clock() then mode else 'enforce' end as mode
+from public.ai_token_parameters
+union all
+(select organization_id, mode from public.ai_token_organization_settings
+where mode is not null and (mode_until is null or mode_until > tokenlib.clock())
+order by organization_id)
+
 -- name: borrow
 -- Somebody who may be charged for a try that is rolled back.
 select o.id as organization_id, u.id as user_id
