@@ -23,7 +23,7 @@ from alembic.script import ScriptDirectory
 from psycopg import errors as pg
 
 from tokenlib.db import SCHEMA_VERSION, require_server, statements, translate
-from tokenlib.errors import ConfigurationError, DatabaseUnavailable, TokenlibError
+from tokenlib.errors import ConfigurationError, DatabaseUnavailable, PermissionDenied, TokenlibError
 
 _SQL = Path(str(resources.files("tokenlib"))) / "sql"
 # Serializes two migrations of one database; any fixed number does.
@@ -233,6 +233,11 @@ def _failure(error: BaseException | None) -> TokenlibError:
         return _TableInUse(
             "Nothing was changed: another session uses a table that has to change, and did not"
             " leave it in time. End the oldest transaction (pg_stat_activity), or try later."
+        )
+    if isinstance(error, pg.InsufficientPrivilege):
+        return PermissionDenied(
+            f"The database refused: {error.diag.message_primary}. Migrations run as tokenlib_owner:"
+            " name that login in TOKENLIB_MIGRATION_URL or --url."
         )
     return translate(error)
 

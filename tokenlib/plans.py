@@ -151,9 +151,10 @@ class PlanVerbs(PolicyVerbs):
         return answers.grant(row, kind, source)
 
     def refresh_tokens(self, organization: Id | None = None) -> int:
-        """End every period that is due, once, whoever else does; return how many wallets.
+        """End every period that is due, once, whoever else does.
 
-        Raises UnknownOrganization.
+        Returns how many wallets were brought up to date: also those where only a hold ended, or a
+        gift began or ended. Raises UnknownOrganization.
         """
         params = {
             "organization_id": (

@@ -78,13 +78,22 @@ def due(token_clock: TestClock, pro: tuple[UUID, UUID]) -> UUID:
 @pytest.mark.usefixtures("due")
 def test_refresh_ends_what_is_due_once(shell: Shell, tokens: Tokens) -> None:
     idle = tokens.create_organization("Idle", "pro")
-    assert shell("refresh", idle).stdout == "0 wallets refreshed.\n"
+    assert shell("refresh", idle).stdout == "0 wallets brought up to date.\n"
     assert shell.json("refresh") == {"wallets": 5}
-    assert shell("refresh").stdout == "0 wallets refreshed.\n"
+    assert shell("refresh").stdout == "0 wallets brought up to date.\n"
+
+
+def test_refresh_also_counts_a_wallet_whose_hold_ended(
+    shell: Shell, tokens: Tokens, pro: tuple[UUID, UUID], token_clock: TestClock
+) -> None:
+    tokens.reserve(*pro, "generate_goal")
+    token_clock.advance(timedelta(days=1))
+    assert shell("refresh").stdout == "1 wallet brought up to date.\n"
+    assert "hold ended" in " ".join(shell("refresh", "--help").stdout.split())
 
 
 def test_refresh_of_one_leaves_the_others(shell: Shell, due: UUID) -> None:
-    assert shell("refresh", due).stdout == "5 wallets refreshed.\n"
+    assert shell("refresh", due).stdout == "5 wallets brought up to date.\n"
 
 
 def test_verify_counts_and_passes(shell: Shell, tokens: Tokens, pro: tuple[UUID, UUID]) -> None:

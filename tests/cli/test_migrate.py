@@ -77,6 +77,7 @@ def test_a_login_that_does_not_own_the_database_ends_with_3(
 ) -> None:
     message = nowhere.error("migrate", "--url", empty.url(), exit_code=3)
     assert message.startswith("The database refused: permission denied")
+    assert "TOKENLIB_MIGRATION_URL" in message
 
 
 def test_a_newer_schema_ends_with_3(shell: Shell, token_database: TestDatabase) -> None:

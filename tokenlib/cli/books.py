@@ -85,14 +85,15 @@ def refresh(organization: str | None, as_json: bool) -> None:
     """End every period that is due.
 
     Of everybody, or of one ORGANIZATION (its id). Nothing depends on running this: a period also
-    ends when its wallet is next used.
+    ends when its wallet is next used. Counts the wallets brought up to date, also those where only
+    a hold ended, or a gift began or ended.
     """
     with gate() as tokens:
         wallets = tokens.refresh_tokens(organization)
     if as_json:
         show_json({"wallets": wallets})
     else:
-        click.echo(f"{plural(wallets, 'wallet')} refreshed.")
+        click.echo(f"{plural(wallets, 'wallet')} brought up to date.")
 
 
 @click.command(epilog=EXIT_CODES)
