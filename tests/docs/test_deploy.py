@@ -226,7 +226,13 @@ def test_a_dump_without_the_rights_fails_and_hides_nothing(deployed: Place) -> N
 
 
 def test_the_page_of_symptoms_runs(deployed: Place) -> None:
-    assert deployed.run("troubleshooting.md", sql_as="tokenlib_service") > 10
+    with deployed.connect(DATABASE, SUPERUSER) as superuser:
+        found = superuser.execute("select min(id::text) from ai_token_findings").fetchone()
+        assert found is not None
+        deployed.variables["FINDING"] = found[0]
+        assert deployed.run("troubleshooting.md", sql_as="tokenlib_service") > 10
+        settled = "select id::text from ai_token_findings where settled_at is not null"
+        assert superuser.execute(settled).fetchall() == [found]
 
 
 def test_every_symptom_of_the_old_checklist_has_its_way_out() -> None:
