@@ -53,6 +53,30 @@ def test_an_admin_does_it_all(
     assert [setting.mode for setting in tokens.switch_state().settings] == ["log_only"]
 
 
+def test_what_is_wrong_with_a_body_is_said_in_words(api: Api, world: World) -> None:
+    who, path = world.staff["admin"], f"{world.path}/plan"
+    blank = api.post(path, who, plan="pro", reason=" ")
+    assert (blank.status_code, blank.json()["errors"]) == (
+        400,
+        [
+            {
+                "field": "reason",
+                "problem": "must have a character that is no blank, and none that is NUL",
+            }
+        ],
+    )
+    headers = {**who, "Content-Type": "application/json", "Idempotency-Key": "a test"}
+    url = f"/api/v1{path}"
+    torn = api.client.post(url, content="{", headers=headers)
+    assert (torn.status_code, torn.json()["errors"]) == (
+        400,
+        [{"field": "body", "problem": "is not JSON"}],
+    )
+    deep = api.client.post(url, content="[" * 30_000, headers=headers)
+    assert (deep.status_code, deep.json()["code"]) == (400, "invalid_request")
+    assert deep.json()["detail"] == "The body must be JSON, and not deeply nested."
+
+
 def test_support_gives_within_its_limit(api: Api, world: World, books: Books) -> None:
     who = world.staff["support"]
     body = {"tokenType": "general", "reason": "goodwill"}

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 
+from tokenlib.api.schemas import NOT_BLANK
 from tokenlib.domain import plain
 from tokenlib.errors import (
     DatabaseUnavailable,
@@ -206,22 +207,29 @@ async def _http(request: Request, error: HTTPException) -> JSONResponse:
     if is_old(request):
         return answer(status, said, error.headers)
     if status == 400:
-        said = "The body must be JSON."
+        said = "The body must be JSON, and not deeply nested."
     return problem(status, _BY_STATUS.get(status, "failed"), said, error.headers)
 
 
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     # Where and what, never the value: it may be a prompt.
-    errors = [
-        {
-            "field": ".".join(str(part) for part in each["loc"][1:])[:100] or str(each["loc"][0]),
-            "problem": str(each["msg"])[:200],
-        }
-        for each in error.errors()[:20]
-    ]
+    errors = [_fault(each) for each in error.errors()[:20]]
     first = errors[0] if errors else {"field": "request", "problem": "cannot be understood"}
     detail = f"{first['field']}: {first['problem']}."
     return problem(400, "invalid_request", detail, errors=errors)
+
+
+def _fault(found: Mapping[str, Any]) -> dict[str, str]:
+    """One of pydantic's errors, without the value."""
+    where, *path = found["loc"]
+    match found["type"]:
+        case "json_invalid":  # its path is where in the text the JSON ends
+            return {"field": str(where), "problem": "is not JSON"}
+        case "string_pattern_mismatch" if found["ctx"]["pattern"] == NOT_BLANK:
+            problem = "must have a character that is no blank, and none that is NUL"
+        case _:
+            problem = str(found["msg"])[:200]
+    return {"field": ".".join(map(str, path))[:100] or str(where), "problem": problem}
 
 
 async def _tokenlib(request: Request, error: TokenlibError) -> JSONResponse:

@@ -54,7 +54,8 @@ Moment = Annotated[
 ]
 Units = Annotated[int, Field(strict=True, ge=1, le=MAX_UNITS)]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
-Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")]
+NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
+Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=NOT_BLANK)]
 
 
 class Question(BaseModel):
@@ -492,9 +493,7 @@ class KeyQuestion(Question):
         }
     )
 
-    name: Annotated[
-        str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$")
-    ]
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=NOT_BLANK)]
     scopes: Annotated[
         list[ScopeName], Field(min_length=1, max_length=5, json_schema_extra={"uniqueItems": True})
     ]
