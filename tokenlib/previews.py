@@ -56,10 +56,12 @@ class PreviewVerbs(CatalogVerbs):
         preview, row = self._preview(actor, "refund", organization_id, usage_id=usage_id, key=None)
         used = {wallet.token_type: wallet.total_used for wallet in preview.before}
         undone = any(wallet.total_used < used.get(wallet.token_type, 0) for wallet in preview.after)
+        feature = self.catalog().features.get(row["feature"])
+        charge = f"{row['tokens']} charged for {feature.title if feature else row['feature']}"
         text = (
-            f"{row['tokens']} come back, and the period counts as not having used them."
+            f"{charge} come back, and the period counts as not having used them."
             if undone
-            else f"{row['tokens']} come as a grant: their period is over. It lives one period."
+            else f"{charge} come as a grant: their period is over. It lives one period."
         )
         return Preview(preview.before, preview.after, text)
 

@@ -237,6 +237,7 @@ def test_a_refund_does_what_its_preview_said(
         usage = tokens.deduct_tokens(organization, member, "generate_goal")
         token_clock.advance(timedelta(days=days))
         preview = tokens.preview_refund(admin, usage)
+        assert preview.text.startswith("3 charged for Generate a quest ")
         assert ("as a grant" in preview.text) == (days == 31)
         foresees(
             tokens,
