@@ -22,6 +22,7 @@ CHECKS = (
     "wallets_missing",
     "wallet_entries",
     "wallet_terms",
+    "wallet_dates",
     "log_chain",
     "log_heads",
     "event_chain",
@@ -32,6 +33,7 @@ CHECKS = (
     "grants",
     "hold_sums",
     "reservations",
+    "reservation_terms",
     "keys",
 )
 
@@ -110,7 +112,7 @@ class AuditVerbs(CatalogVerbs):
         Keep the file where nobody who can write the database can reach it. May run while charges
         are written.
         """
-        named = statements("audit")
+        named = statements("anchors")
         at = self.database.rows(statements("health")["now"])[0]["now"].isoformat()
         wallets = 0
         for batch in self._batches():
@@ -161,7 +163,7 @@ class AuditVerbs(CatalogVerbs):
         known = (head for head in anchors.heads(anchor) if only in (None, head.organization_id))
         while batch := [asdict(head) for head in islice(known, 5 * _BATCH)]:
             columns = {name: [head[name] for head in batch] for name in batch[0]}
-            for row in self.database.rows(statements("audit")["against_anchor"], columns):
+            for row in self.database.rows(statements("anchors")["against_anchor"], columns):
                 yield Problem(**row)
 
     def settle_finding(

@@ -33,7 +33,8 @@ def test_an_anchor_finds_a_tail_that_was_cut(
         admin.execute("delete from ai_token_usage_log")
         admin.execute(
             "update ai_tokens set log_number = 0, log_hash = '', balance = 20, total_used = 0,"
-            " pending = 0 where token_type = 'goal_generation'"
+            " pending = 0, last_entry_at = (select max(created_at) from ai_token_events"
+            " where token_type = 'goal_generation') where token_type = 'goal_generation'"
         )
     assert shell("verify").stdout.endswith("the books close.\n")
     said = shell("verify", "--anchor", file, exit_code=1).stdout

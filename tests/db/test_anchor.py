@@ -53,7 +53,9 @@ $$
 CUT = """
 delete from ai_token_usage_log where token_type = 'goal_generation' and number = 3;
 update ai_tokens set log_number = 2, balance = balance + 3, total_used = total_used - 3,
-    pending = pending - 3 where token_type = 'goal_generation'
+    pending = pending - 3, last_entry_at = (select created_at from ai_token_usage_log
+        where token_type = 'goal_generation' and number = 2)
+where token_type = 'goal_generation'
 """
 
 
@@ -203,7 +205,8 @@ def _write_and_verify(
             found = session.execute(named[check].encode(), {"ids": [person[0]]}).fetchall()
             assert found == [], check
         anchor = taken(tokens)
-        heads = session.execute(named["heads"].encode(), {"ids": [person[0]]}).fetchall()
+        asked = statements("anchors")["heads"].encode()
+        heads = session.execute(asked, {"ids": [person[0]]}).fetchall()
     assert tokens.verify(anchor=anchor.splitlines()).closed
     found_heads = {(str(head[0]), *head[1:]) for head in heads}
     lines = [json.loads(line) for line in anchor.splitlines()[:-1]]

@@ -173,6 +173,18 @@ TAMPERED: dict[str, tuple[str, set[tuple[str, str]]]] = {
         WALLET.format("period_start = period_start - interval '1 day'"),
         {("terms_differ", "wallet")},
     ),
+    "the beginning of a wallet's period, away": (
+        WALLET.format("period_start = null"),
+        {("terms_differ", "wallet")},
+    ),
+    "when a wallet was last written, later": (
+        WALLET.format("last_entry_at = '2099-01-01'"),
+        {("last_entry_differs", "wallet")},
+    ),
+    "when a wallet was last written, earlier": (
+        WALLET.format("last_entry_at = '-infinity'"),
+        {("last_entry_differs", "wallet")},
+    ),
     "when a wallet wakes": (WALLET.format("due_at = 'infinity'"), {("terms_differ", "wallet")}),
     "what waits to be drawn": (
         WALLET.format("pending = pending + 1"),
@@ -208,6 +220,20 @@ TAMPERED: dict[str, tuple[str, set[tuple[str, str]]]] = {
         DELETE.format("ai_token_reservations", "state = 'held'"),
         {("holds_differ", "wallet"), ("reservation_differs", "reservation")},
     ),
+}
+# And each term of a hold, live or over.
+TERMS = {
+    "token_type = 'general'": ("released",),
+    "user_id = gen_random_uuid()": ("held", "released", "deducted"),
+    "feature = 'generate_insight'": ("held", "released", "deducted"),
+    "units = units + 1": ("held", "released", "deducted"),
+    "waived = 1": ("held", "released", "deducted"),
+    "idempotency_key = null": ("held", "released", "deducted"),
+    "request_hash = sha256('x')": ("held",),
+    "metadata = '{}'": ("held",),
+    "created_at = created_at - interval '1 hour'": ("held", "released"),
+    "expires_at = 'infinity'": ("held", "released"),
+    "resolved_at = resolved_at + interval '1 hour'": ("released", "deducted"),
 }
 
 
@@ -269,6 +295,30 @@ def test_verify_finds_each_of_them(
         alone = tokens.verify(own)
         assert places(alone.problems) == places(p for p in problems if p.organization_id == own)
         assert tokens.verify(other).closed or other in accused, what
+
+
+def test_verify_finds_each_changed_term_of_a_hold(
+    tokens: Tokens, noon: datetime, join: Join, root: psycopg.Connection
+) -> None:
+    changes = [(change, state) for change, states in TERMS.items() for state in states]
+    victims = [(join("pro"), *change) for change in changes]
+    for person, _, _ in victims:
+        hold = [
+            tokens.reserve(*person, "generate_goal", metadata={"n": n}, idempotency_key=f"key {n}")
+            for n in (1, 2, 3)
+        ]
+        tokens.deduct(hold[0])
+        tokens.release(hold[1], "unused")
+    assert tokens.verify().closed
+
+    for (own, _), change, state in victims:
+        changed = root.execute(HOLD.format(change, state), {"own": own})
+        assert changed.rowcount == 1, (change, state)
+        name = change.split()[0]
+        found = [p for p in tokens.verify(own).problems if p.kind == "reservation_terms_differ"]
+        assert [(p.token_type, p.detail) for p in found] == [
+            ("goal_generation", f"its entries say otherwise: {name}")
+        ], (change, state)
 
 
 def test_verify_counts_what_it_read(tokens: Tokens, pro: Person) -> None:

@@ -204,9 +204,10 @@ def test_a_refresh_skips_idle_periods_in_one_step(
         "select balance_change, used_change, effective_at, data from ai_token_events"
         " where kind = 'refresh' and token_type = 'goal_generation'"
     ).fetchall()
-    ends = f"{noon + 210 * DAY:%Y-%m-%dT%H:%M:%S.%fZ}"
-    data = {"lapsed": 8, "granted": 20, "periods": 6, "allowance": 20, "refresh_date": ends}
-    assert entries == [(12, -12, noon + 30 * DAY, data)]
+    begins, ends = (f"{noon + days * DAY:%Y-%m-%dT%H:%M:%S.%fZ}" for days in (180, 210))
+    data = {"lapsed": 8, "granted": 20, "periods": 6, "allowance": 20}
+    period = {"period_start": begins, "refresh_date": ends}
+    assert entries == [(12, -12, noon + 30 * DAY, data | period)]
 
 
 def test_refresh_brings_every_due_wallet_up_to_date_once(

@@ -248,7 +248,11 @@ class Wallet:
         ]
 
     def _terms(self) -> Document:
-        return {"allowance": self.allowance, "refresh_date": readable(self.refresh_at)}
+        return {
+            "allowance": self.allowance,
+            "period_start": readable(self.refresh_at - self.period),
+            "refresh_date": readable(self.refresh_at),
+        }
 
     def _given(self) -> int:
         return self.block if self.allowance is None else self.allowance

@@ -95,6 +95,7 @@ begin
         p_subject => v_grant,
         p_reason => case when p_new then 'opened on plan ' || p_plan else 'adopted as found' end,
         p_data => jsonb_build_object('plan', p_plan, 'allowance', v_allowance,
+                'period_start', tokenlib.utc(w.period_start),
                 'refresh_date', tokenlib.utc(w.refresh_date))
             || case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
             || case when p_new and v_rows = 0 then '{}'::jsonb

@@ -62,6 +62,7 @@ begin
         p_effective => v_due,
         p_data => jsonb_build_object('lapsed', coalesce(v_old, 0), 'granted', v_new,
             'periods', v_periods, 'allowance', w.allowance,
+            'period_start', tokenlib.utc(w.period_start),
             'refresh_date', tokenlib.utc(w.refresh_date)));
 end
 $$;

@@ -47,7 +47,11 @@ begin
     values (a.id, p_organization, p_user, w.token_type, p_feature, p_units, a.tokens, a.waived,
         p_key, v_hash, p_metadata, a.created_at, a.until);
     w := tokenlib.append_event(w, 'reserve', a.created_at, -a.tokens, a.tokens,
-        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id);
+        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id,
+        p_data => jsonb_build_object('units', p_units, 'waived', a.waived,
+            'idempotency_key', p_key, 'request_hash', encode(v_hash, 'hex'),
+            'metadata_digest', encode(tokenlib.digest(p_metadata), 'hex'),
+            'expires_at', tokenlib.utc(a.until)));
     w.due_at := least(w.due_at, a.until);
     perform tokenlib.store_wallet(w, a.created_at);
     a.balance := w.balance;

@@ -353,6 +353,7 @@ begin
         p_subject => v_grant,
         p_reason => case when p_new then 'opened on plan ' || p_plan else 'adopted as found' end,
         p_data => jsonb_build_object('plan', p_plan, 'allowance', v_allowance,
+                'period_start', tokenlib.utc(w.period_start),
                 'refresh_date', tokenlib.utc(w.refresh_date))
             || case when p_new then '{}'::jsonb else jsonb_build_object('found', v_found) end
             || case when p_new and v_rows = 0 then '{}'::jsonb
@@ -423,6 +424,7 @@ begin
         p_effective => v_due,
         p_data => jsonb_build_object('lapsed', coalesce(v_old, 0), 'granted', v_new,
             'periods', v_periods, 'allowance', w.allowance,
+            'period_start', tokenlib.utc(w.period_start),
             'refresh_date', tokenlib.utc(w.refresh_date)));
 end
 $$;
@@ -1063,7 +1065,11 @@ begin
     values (a.id, p_organization, p_user, w.token_type, p_feature, p_units, a.tokens, a.waived,
         p_key, v_hash, p_metadata, a.created_at, a.until);
     w := tokenlib.append_event(w, 'reserve', a.created_at, -a.tokens, a.tokens,
-        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id);
+        p_actor => p_user::text, p_reason => p_feature, p_subject => a.id,
+        p_data => jsonb_build_object('units', p_units, 'waived', a.waived,
+            'idempotency_key', p_key, 'request_hash', encode(v_hash, 'hex'),
+            'metadata_digest', encode(tokenlib.digest(p_metadata), 'hex'),
+            'expires_at', tokenlib.utc(a.until)));
     w.due_at := least(w.due_at, a.until);
     perform tokenlib.store_wallet(w, a.created_at);
     a.balance := w.balance;

@@ -209,11 +209,10 @@ where (g.token_type, g.kind, g.source, g.amount, g.effective_at, g.expires_at)
     is distinct from (k.token_type, k.kind, k.source, k.amount, k.effective_at, k.expires_at)
 
 -- name: wallet_terms
--- What the wallet goes by: its plan, its allowance and the end of its period are those of its last
+-- What the wallet goes by: its plan, its allowance and its period are those of its last
 -- entry about them, and it wakes no later than something falls due.
 select w.organization_id, w.token_type, 'terms_differ' as kind, 'wallet' as entry, p.detail
 from public.ai_tokens w
-cross join public.ai_token_parameters t
 cross join lateral (
     select coalesce(data ->> 'to', data ->> 'plan') as plan from public.ai_token_events e
     where e.organization_id = w.organization_id and e.token_type = w.token_type
@@ -225,7 +224,9 @@ cross join lateral (
         and kind in ('opening', 'plan_change', 'refresh')
     order by number desc limit 1) as allowed
 cross join lateral (
-    select (data ->> 'refresh_date')::timestamptz as ends from public.ai_token_events e
+    select (data ->> 'period_start')::timestamptz as begins,
+        (data ->> 'refresh_date')::timestamptz as ends
+    from public.ai_token_events e
     where e.organization_id = w.organization_id and e.token_type = w.token_type
         and kind in ('opening', 'refresh')
     order by number desc limit 1) as period
@@ -244,12 +245,29 @@ cross join lateral (values
     (w.allowance is distinct from allowed.allowance,
         format('allowance %%s, its entries say %%s', coalesce(w.allowance::text, 'unlimited'),
             coalesce(allowed.allowance::text, 'unlimited'))),
-    (w.refresh_date <> period.ends or w.period_start <> period.ends - t.period,
-        format('a period from %%s to %%s, its entries say to %%s', w.period_start, w.refresh_date,
-            period.ends)),
+    ((w.period_start, w.refresh_date) is distinct from (period.begins, period.ends),
+        format('a period from %%s to %%s, its entries say from %%s to %%s', w.period_start,
+            w.refresh_date, period.begins, period.ends)),
     (w.due_at > next.due, format('it wakes at %%s, something is due at %%s', w.due_at, next.due))
 ) as p (wrong, detail)
 where w.organization_id = any(%(ids)s) and w.event_number > 0 and p.wrong
+
+-- name: wallet_dates
+-- No entry is dated before the one before it: a wallet dated ahead would date all that follow.
+select w.organization_id, w.token_type, 'last_entry_differs' as kind, 'wallet' as entry,
+    format('it dates its last entry %%s, that is dated %%s', w.last_entry_at, last.at) as detail
+from public.ai_tokens w
+cross join lateral (
+    select greatest(
+        (select created_at from public.ai_token_usage_log l
+            where l.organization_id = w.organization_id and l.token_type = w.token_type
+                and number is not null
+            order by number desc limit 1),
+        (select created_at from public.ai_token_events e
+            where e.organization_id = w.organization_id and e.token_type = w.token_type
+            order by number desc limit 1)) as at) as last
+where w.organization_id = any(%(ids)s) and w.event_number > 0
+    and w.last_entry_at is distinct from last.at
 
 -- name: hold_sums
 select w.organization_id, w.token_type, 'holds_differ' as kind, 'wallet' as entry,
@@ -289,6 +307,41 @@ full join kept k using (organization_id, id)
 left join ended e using (organization_id, id)
 where (k.state, k.tokens, coalesce(e.tokens, k.tokens))
     is distinct from (coalesce(e.state, 'held'), m.tokens, m.tokens)
+
+-- name: reservation_terms
+-- Whose a reservation is, what for, under which key and until when: what its entries say. Metadata
+-- may be gone, since it can be erased.
+with ended as (
+    select organization_id, reservation_id as id, created_at as at from public.ai_token_usage_log
+    where organization_id = any(%(ids)s) and reservation_id is not null
+    union all
+    select organization_id, subject_id, created_at from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind in ('release', 'hold_expired')
+)
+select r.organization_id, e.token_type, 'reservation_terms_differ' as kind,
+    'reservation ' || r.id as entry, 'its entries say otherwise: ' || p.names as detail
+from public.ai_token_reservations r
+join public.ai_token_events e on e.organization_id = r.organization_id and e.kind = 'reserve'
+    and e.subject_id = r.id
+left join ended on ended.organization_id = r.organization_id and ended.id = r.id
+cross join lateral (
+    select string_agg(name, ', ') as names
+    from (values
+        ('token_type', r.token_type <> e.token_type),
+        ('user_id', r.user_id::text <> e.actor),
+        ('feature', r.feature <> e.reason),
+        ('units', r.units is distinct from (e.data ->> 'units')::bigint),
+        ('waived', r.waived is distinct from (e.data ->> 'waived')::bigint),
+        ('idempotency_key', r.idempotency_key is distinct from e.data ->> 'idempotency_key'),
+        ('request_hash', encode(r.request_hash, 'hex') is distinct from e.data ->> 'request_hash'),
+        ('metadata', r.metadata is not null and encode(tokenlib.digest(r.metadata), 'hex')
+            is distinct from e.data ->> 'metadata_digest'),
+        ('created_at', r.created_at <> e.created_at),
+        ('expires_at', r.expires_at is distinct from (e.data ->> 'expires_at')::timestamptz),
+        ('resolved_at', r.resolved_at is distinct from ended.at)
+    ) as compared (name, wrong)
+    where wrong) as p
+where r.organization_id = any(%(ids)s) and p.names is not null
 
 -- name: keys
 -- One key, one charge or grant: what the unique indexes promise, recomputed.
@@ -341,44 +394,3 @@ left join legacy l on l.organization_id = w.organization_id and l.token_type = w
 where w.organization_id = any(%(ids)s)
     and (coalesce(e.data ->> 'legacy_rows', '0'), e.data ->> 'legacy_digest')
         is distinct from (coalesce(l.rows, 0)::text, l.digest)
-
--- name: heads
--- Where every chain ends now: kept elsewhere, this finds a history that was rewritten as a whole.
-select organization_id, token_type, log_number, encode(log_hash, 'hex') as log_hash, event_number,
-    encode(event_hash, 'hex') as event_hash
-from public.ai_tokens
-where organization_id = any(%(ids)s) and event_number > 0
-order by organization_id, token_type
-
--- name: against_anchor
-with anchored as (
-    select * from unnest(%(organization_id)s::uuid[], %(token_type)s::text[],
-        %(log_number)s::bigint[], %(log_hash)s::text[], %(event_number)s::bigint[],
-        %(event_hash)s::text[])
-        as a (organization_id, token_type, log_number, log_hash, event_number, event_hash)
-), heads as (
-    select organization_id, token_type, 'log' as chain, log_number as number, log_hash as hash
-    from anchored where log_number > 0
-    union all
-    select organization_id, token_type, 'event', event_number, event_hash
-    from anchored where event_number > 0
-), found as (
-    select h.*, coalesce(case h.chain when 'log' then w.log_number else w.event_number end, 0) as last,
-        case h.chain when 'log' then l.hash else e.hash end as now
-    from heads h
-    left join public.ai_tokens w on w.organization_id = h.organization_id
-        and w.token_type = h.token_type
-    left join public.ai_token_usage_log l on h.chain = 'log'
-        and l.organization_id = h.organization_id and l.token_type = h.token_type
-        and l.number = h.number
-    left join public.ai_token_events e on h.chain = 'event'
-        and e.organization_id = h.organization_id and e.token_type = h.token_type
-        and e.number = h.number
-)
-select organization_id, token_type, 'anchor_tail_cut' as kind, chain || ' ' || number as entry,
-    format('the anchor knows it, and the wallet ends at %%s', last) as detail
-from found where last < number
-union all
-select organization_id, token_type, 'anchor_history_differs', chain || ' ' || number,
-    'it or an entry before it is not what was anchored'
-from found where last >= number and encode(now, 'hex') is distinct from hash
