@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from tokenlib import inputs
 from tokenlib.domain import Reservation, Usage
 from tokenlib.errors import InvalidInput, ReservationOver
 
@@ -70,6 +71,9 @@ class SpendVerbs:
         `organization` and `user` name those parameters of the function that say who pays. A
         coroutine function is awaited. Raises InvalidInput when the function lacks one of them.
         """
+        # Said where it is written, not at the first call.
+        feature, units = inputs.text(feature, "feature"), inputs.units(units)
+        organization, user = inputs.text(organization, "organization"), inputs.text(user, "user")
 
         def decorate(function: Function) -> Function:
             signature = inspect.signature(function)
