@@ -69,6 +69,7 @@ def pictures(browser: Browser, address: str) -> None:
         visit.press(CUSTOMER)
         visit.heading("Organization")
         visit.view("Refusals")
+        visit.page.get_by_text("Could this person do this now?").wait_for()
         take(visit, "refusals", None)
     with tab(browser, address, color_scheme="dark") as visit:
         visit.open("health")
