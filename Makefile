@@ -14,7 +14,7 @@ COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-postgres bench-console pictures lint format lock schema wheel clean
+.PHONY: help run test test-faults test-postgres bench bench-console pictures lint format lock schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES,
 	@test -x $(POSTGRES)/postgres || { echo "There is no PostgreSQL in $(POSTGRES). Name another: make \
 	test-postgres POSTGRES=/path/to/bin" >&2; exit 1; }
 	@TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest -n 2 --dist loadfile -m "not bundled" tests/db
+
+bench: $(VENV)/.dev ## Measure the gate against its targets, on a quiet machine; build/bench.json
+	@$(BIN)/python -m tests.benchmarks
 
 bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some minutes
 	@$(BIN)/python -m tests.benchmarks.console
