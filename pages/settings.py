@@ -1,5 +1,5 @@
-"""What holds for everyone: catalog, limits, parameters, emergency switch, staff, and who changed
-it."""
+"""What holds for everyone: catalog, limits, parameters, emergency switch, staff, API keys, and who
+changed it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tokenlib.console import (
     actions,
     cards,
     desk,
+    keys,
     limiting,
     pricing,
     session,
@@ -25,6 +26,7 @@ VIEWS = {
     "Limits": limiting.draw,
     "Switch": switch.draw,
     "Staff": staffing.draw,
+    "API keys": keys.draw,
     "Changes": trail.draw,
 }
 
@@ -55,3 +57,9 @@ match asked and (asked.action, asked.subject):
         switch.change(here, subject)
     case (staffing.PERSON, UUID() | str() as subject):
         staffing.change(here, subject)
+    case (keys.KEY, keys.NEW):
+        keys.create(here)
+    case (keys.KEY, UUID() as key):
+        keys.change(here, key)
+if (secret := actions.secret(here)) is not None:
+    keys.show_secret(secret)

@@ -41,7 +41,7 @@ def server() -> Iterator[Served]:
     folder = Path(tempfile.mkdtemp(prefix="tokenlib-browser-"))
     folder.chmod(0o711)  # when root runs, the database's user passes through
     try:
-        with served(ROOT / "app.py", folder) as address:
+        with served(ROOT / "app.py", folder, _pepper) as address:
             yield Served(address, Embedded(folder / "data"))
         left = [
             _command(found) for found in psutil.process_iter() if str(folder) in _command(found)
@@ -50,6 +50,10 @@ def server() -> Iterator[Served]:
         assert "Traceback" not in (folder / "app.log").read_text()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pepper(_address: str) -> dict[str, str]:
+    return {"TOKENLIB_KEY_PEPPER": "a pepper of the tests, which nobody has but the test"}
 
 
 def _command(process: psutil.Process) -> str:

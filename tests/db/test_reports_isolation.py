@@ -77,6 +77,8 @@ PLATFORM: dict[str, Callable[[Reports], Any]] = {
     "limits": lambda r: r.limits(),
     "parameters": lambda r: r.parameters(),
     "staff": lambda r: r.staff(),
+    "api_keys": lambda r: r.api_keys(),
+    "request_limits": lambda r: r.request_limits(),
     "former_staff": lambda r: r.former_staff(),
     "changes": lambda r: r.changes(),
 }
@@ -95,6 +97,11 @@ def world(token_server: Embedded) -> Iterator[World]:
             owner.execute(
                 "select tokenlib.record_change(null, 'set_staff', gen_random_uuid(), 'left',"
                 " jsonb_build_object('user_id', gen_random_uuid(), 'email', 'x@example.org'), null)"
+            )
+            owner.execute(
+                "insert into ai_token_api_keys"
+                " (id, name, start, digest, scopes, owner_id, created_at) values"
+                " (gen_random_uuid(), 'A key', 'tkl_', '', '{read}', gen_random_uuid(), now())"
             )
         made.tokens.database.call(
             statements("plans")["record_latency"], {"operation": "check", "milliseconds": 1.0}

@@ -47,6 +47,52 @@ def test_limits_and_parameters_are_what_is_in_force(
     assert (found.hold_life, found.top_up_block) == (timedelta(minutes=3), 1000)
 
 
+def test_keys_stand_with_their_state_and_without_their_secrets(
+    tokens: Tokens,
+    noon: datetime,
+    token_clock: TestClock,
+    reports: Reports,
+    admin: UUID,
+    pro: Person,
+) -> None:
+    tokens.pepper = "a pepper of the tests, which nobody has but the test"
+    ends = noon + timedelta(hours=1)
+    everywhere = tokens.staff_create_key(admin, "ERP", ["metrics"], expires_at=ends, reason="r")
+    own = tokens.staff_create_key(admin, "Product", ["spend", "check"], pro[0], reason="r")
+    gone = tokens.staff_create_key(admin, "Gone", ["read"], reason="r")
+    tokens.staff_revoke_key(admin, gone.id, reason="r")
+    tokens.staff_rotate_key(admin, own.id, overlap=timedelta(minutes=30), reason="r")
+    assert everywhere.secret is not None
+    tokens.key_of(everywhere.secret)
+    found = {row.name: row for row in reports.api_keys()}
+    assert [(name, row.state) for name, row in found.items()][-1] == ("Gone", "revoked")
+    erp, product = found["ERP"], found["Product"]
+    assert (erp.organization, erp.scopes, erp.expires_at) == (None, ["metrics"], ends)
+    assert (erp.last_used_at, erp.old_until, erp.start) == (noon, None, everywhere.start)
+    assert (product.organization, product.scopes) == ("Acme pro", ["spend", "check"])
+    assert (product.old_until, product.state) == (noon + timedelta(minutes=30), "good")
+    assert str(everywhere.secret) not in repr(found)
+    token_clock.advance(timedelta(hours=1))
+    states = [(row.name, row.state, row.old_until) for row in reports.api_keys()]
+    assert states[0] == ("Product", "good", None)
+    assert sorted(states[1:]) == [("ERP", "expired", None), ("Gone", "revoked", None)]
+
+
+def test_request_limits_are_everyones_and_of_who_differs(
+    tokens: Tokens, reports: Reports, admin: UUID, pro: Person
+) -> None:
+    (everyone,) = reports.request_limits()
+    before = everyone.requests_per_minute
+    tokens.staff_set_request_limit(admin, pro[0], 7, reason="r")
+    everyone, acme = reports.request_limits()
+    assert everyone.requests_per_minute == before
+    assert (acme.organization_id, acme.organization) == (pro[0], "Acme pro")
+    assert acme.requests_per_minute == 7
+    tokens.staff_set_request_limit(admin, None, 600, reason="r")
+    tokens.staff_set_request_limit(admin, pro[0], None, reason="r")
+    assert [row.requests_per_minute for row in reports.request_limits()] == [600]
+
+
 def test_the_switch_is_back_after_its_time(
     tokens: Tokens, noon: datetime, token_clock: TestClock, reports: Reports, admin: UUID
 ) -> None:
@@ -134,6 +180,8 @@ def test_a_member_may_not_ask(tokens: Tokens, pro: Person) -> None:
         member.limits,
         member.parameters,
         member.staff,
+        member.api_keys,
+        member.request_limits,
         member.former_staff,
         member.changes,
         member.verifications,

@@ -8,7 +8,7 @@ says gives no right: each verb takes the person signed in, and the database deci
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -40,11 +40,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done last, and from when on its entry is found."""
+    """What was done last, and from when on its entry is found. `secret` is to be shown once."""
 
     organization_id: UUID | None
     since: datetime
     sentence: str
+    secret: str | None = field(default=None, repr=False)
 
 
 class Place(Protocol):
@@ -102,6 +103,21 @@ def leave() -> None:
     st.session_state.pop(DONE, None)
 
 
+def secret(place: Place) -> str | None:
+    """The secret that the last action made, until it was shown."""
+    last = st.session_state.get(DONE)
+    if isinstance(last, Done) and last.organization_id == place.organization_id:
+        return last.secret
+    return None
+
+
+def secret_shown() -> None:
+    """Forget the secret; what was done stays on the page."""
+    last = st.session_state.get(DONE)
+    if isinstance(last, Done):
+        st.session_state[DONE] = replace(last, secret=None)
+
+
 def preview(rehearse: Callable[[], Preview], context: Context) -> bool:
     """Draw what an action would do to the balances. False when it would be refused."""
     try:
@@ -130,8 +146,9 @@ def preview(rehearse: Callable[[], Preview], context: Context) -> bool:
 def confirm(place: Place, label: str, act: Callable[[str], Any], sentence: str) -> None:
     """Ask why, and on confirmation act; then close the dialog and keep what to show.
 
-    `act` takes the reason. An error of the database is shown in the dialog, and nothing is done. A
-    fragment: to write the reason does not ask for the preview again.
+    `act` takes the reason; text that it returns is a secret, to be shown once. An error of the
+    database is shown in the dialog, and nothing is done. A fragment: to write the reason does not
+    ask for the preview again.
     """
     reason = st.text_input(
         "Reason",
@@ -144,13 +161,15 @@ def confirm(place: Place, label: str, act: Callable[[str], Any], sentence: str) 
         return
     try:
         since = place.person.reports.now()
-        act(reason or "")
+        made = act(reason or "")
     except TokenlibError as error:
         refusals.problem(error)
         return
     close()
     st.session_state.pop(REASON, None)
-    st.session_state[DONE] = Done(place.organization_id, since, sentence)
+    st.session_state[DONE] = Done(
+        place.organization_id, since, sentence, made if isinstance(made, str) else None
+    )
     st.rerun()
 
 

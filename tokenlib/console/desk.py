@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import streamlit as st
@@ -13,8 +14,9 @@ from tokenlib.console.format import Context
 from tokenlib.reports.settings import ChangeRow
 
 _ENTRIES = 20
-_SUBJECTS = ("feature", "plan", "token_type", "email")
+_SUBJECTS = ("feature", "plan", "token_type", "email", "name")
 """What a change is about, where it did not change itself."""
+_IDS = ("id", "user_id")
 
 
 def head(desk: Desk) -> None:
@@ -110,15 +112,24 @@ def effect(row: ChangeRow, context: Context) -> str:
             f" balance {after['balance_after']:,}"
         )
     if row.after is None:
-        taken = [f"{_label(name)} {_said(value, context)}" for name, value in before.items()]
-        return f"Taken away: {', '.join(taken)}"
+        return f"Taken away: {_list(before, context)}"
+    if row.before is None:
+        return _list(after, context)
     about = [str(after[name]) for name in _SUBJECTS if after.get(name, before) == before.get(name)]
     changed = [
         f"{_label(name)}: {_said(before.get(name), context)} → {_said(value, context)}"
         for name, value in after.items()
-        if before.get(name) != value and name != "user_id"
+        if before.get(name) != value and name not in _IDS
     ]
     return " · ".join(part for part in (", ".join(about), ", ".join(changed)) if part)
+
+
+def _list(values: Mapping[str, object], context: Context) -> str:
+    return ", ".join(
+        f"{_label(name)} {_said(value, context)}"
+        for name, value in values.items()
+        if name not in _IDS
+    )
 
 
 def _label(name: str) -> str:
@@ -128,10 +139,16 @@ def _label(name: str) -> str:
 def _said(value: object, context: Context) -> str:
     if value is None:
         return "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return fmt.number(value)
     try:
         return context.time(datetime.fromisoformat(str(value)))
     except ValueError:
-        return f"{value:,}" if isinstance(value, int) else str(value)
+        return str(value)
 
 
 def balances(desk: Desk) -> None:

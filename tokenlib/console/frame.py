@@ -94,7 +94,7 @@ VIEWS = (
         "Settings",
         ":material/settings:",
         ("admin",),
-        "Costs, allowances, limits, the emergency switch, staff, and who changed what.",
+        "Costs, allowances, limits, the emergency switch, staff, API keys, and who changed what.",
         section=OPERATION,
     ),
     View(

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from tokenlib.domain import Limits, Mode, StaffRole
+from tokenlib.domain import Limits, Mode, Scope, StaffRole
 from tokenlib.reports.asking import Asking, Id, id_or_none, rows_at_most, whole
 
 
@@ -50,6 +50,41 @@ class StaffRow:
     def left_today(self) -> int | None:
         """What support may still grant today; None for an admin, who has no limit."""
         return None if self.role == "admin" else max(0, self.grants_per_day - self.granted_today)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimitRow:
+    """Charges and holds a minute over the HTTP API. None is no limit.
+
+    From each organization (`organization_id` None), or from one that differs.
+    """
+
+    organization_id: UUID | None
+    organization: str | None
+    requests_per_minute: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """An API key. `organization_id` None: for every organization; `owner` is who made it.
+
+    `start` is what the key begins with. Until `old_until` the secret from before a rotation works,
+    too. `last_used_at` is to the minute.
+    """
+
+    id: UUID
+    organization_id: UUID | None
+    organization: str | None
+    name: str
+    start: str
+    scopes: list[Scope]
+    owner: str
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    old_until: datetime | None
+    revoked_at: datetime | None
+    state: Literal["good", "expired", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +167,10 @@ class SettingsReports(Asking):
             for row in self._ask("settings", "limits")
         ]
 
+    def request_limits(self) -> list[RequestLimitRow]:
+        """How much the HTTP API takes from each organization, then from each that differs."""
+        return [RequestLimitRow(**row) for row in self._ask("settings", "request_limits")]
+
     def parameters(self) -> Parameters:
         """What holds for everyone."""
         return Parameters(**self._ask("settings", "parameters")[0])
@@ -139,6 +178,10 @@ class SettingsReports(Asking):
     def staff(self) -> list[StaffRow]:
         """Who is staff: admins first."""
         return [StaffRow(**row) for row in self._ask("settings", "staff")]
+
+    def api_keys(self) -> list[KeyRow]:
+        """Every API key, those that work first."""
+        return [KeyRow(**row) for row in self._ask("settings", "keys")]
 
     def former_staff(self) -> dict[UUID, str]:
         """The e-mail address of everybody who was staff and is no more, by their id."""

@@ -26,6 +26,31 @@ cross join lateral (
         and e.created_at >= date_trunc('day', tokenlib.clock(), 'UTC')) as g
 order by s.role, s.full_name, s.user_id
 
+-- name: request_limits
+-- What the HTTP API takes a minute from an organization as a whole: everyone's first, then each own.
+select null::uuid as organization_id, null::text as organization,
+    p.organization_requests_per_minute as requests_per_minute
+from public.ai_token_parameters p
+union all
+(select s.organization_id, coalesce(o.name, s.organization_id::text), s.requests_per_minute
+from public.ai_token_organization_settings s
+left join public.organizations o on o.id = s.organization_id
+where s.requests_per_minute is not null
+order by 2, 1)
+
+-- name: keys
+-- Those that work first. Nothing of their secrets but what they begin with.
+select k.id, k.organization_id, o.name as organization, k.name, k.start, k.scopes,
+    coalesce(s.full_name, k.owner_id::text) as owner, k.created_at, k.expires_at, k.last_used_at,
+    case when k.old_until > tokenlib.clock() then k.old_until end as old_until, k.revoked_at,
+    case when k.revoked_at is not null then 'revoked'
+        when k.expires_at <= tokenlib.clock() then 'expired' else 'good' end as state
+from public.ai_token_api_keys k
+left join public.organizations o on o.id = k.organization_id
+left join public.tokenlib_staff s on s.user_id = k.owner_id
+order by k.revoked_at is not null or coalesce(k.expires_at <= tokenlib.clock(), false),
+    k.created_at desc, k.id
+
 -- name: former_staff
 -- By the e-mail address that they had: nothing else of them is kept.
 select distinct on (1) (c.before ->> 'user_id')::uuid as user_id, c.before ->> 'email' as name
