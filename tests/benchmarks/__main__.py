@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import gate
+from tests.benchmarks import api, gate
 
 RESULT = Path(__file__).parents[2] / "build" / "bench.json"
-PARTS = {"gate": gate}
+PARTS = {"gate": gate, "api": api}
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,15 +20,20 @@ import psycopg
 
 from tests.benchmarks import machine
 from tests.benchmarks.baselines import Baselines, baselines
-from tests.benchmarks.measure import Caller, Side, Target, ratio, take_turns
+from tests.benchmarks.measure import Caller, Side, Target, ratio, table, take_turns, timed
 from tests.benchmarks.wallets import FEATURE, Choose, World, prepare
+from tests.faults.proxy import Proxy
 from tokenlib import connect
+from tokenlib.cluster import PORT
 from tokenlib.config import Settings
 from tokenlib.embedded import SUPERUSER, Embedded
+from tokenlib.reports import Reports, Viewer
 from tokenlib.tokens import EMBEDDED_DATABASE, Tokens
 
 Make = Callable[[Choose], Caller]
 Sides = dict[str, Side]
+PREPARED = 10
+"""Calls after which the driver has prepared what it is going to prepare."""
 
 
 @dataclass
@@ -35,12 +42,14 @@ class Bench:
 
     tokens: Tokens
     owner: psycopg.Connection[Any]
+    socket: Path
     others: Baselines
     world: World
     rounds: int
     seconds: float
     scenarios: dict[str, Sides] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    spent: int = 0  # charges beside those of the sides
     notes: list[str] = field(default_factory=list)
 
     def compare(
@@ -49,7 +58,7 @@ class Bench:
         """Run the sides in turns, with so many callers each."""
         self.owner.execute("checkpoint")  # one that falls due is nobody's in particular
         sides = {
-            kind: Side(kind, [make(chooser(number)) for number in range(callers)])
+            kind: Side(kind, partial(timed, [make(chooser(number)) for number in range(callers)]))
             for kind, make in makes.items()
         }
         try:
@@ -138,8 +147,30 @@ def busy(bench: Bench) -> None:
     bench.least("busy wallet, to the textbook", ratio(sides, "ours", "textbook"), 15)
 
 
+def trips(bench: Bench) -> None:
+    """What goes over the wire, counted between library and server."""
+    database = bench.tokens.database.url.render_as_string(hide_password=False)
+    organization, user = bench.world.spread[0]
+    with Proxy(bench.socket) as between, connect(between.url(database)) as tokens:
+        own = Reports(tokens.database, Viewer(user, "authenticated"))
+
+        def spend() -> None:
+            with tokens.spend(organization, user, FEATURE, limits=True):
+                bench.spent += 1
+
+        for what, call, most in (
+            ("round trips of spend", spend, 2),
+            ("round trips of a member's read with claims", own.wallets, 1),
+        ):
+            for _ in range(PREPARED):
+                call()
+            before = between.trips
+            call()
+            bench.most(what, between.trips - before, most)
+
+
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
-    scenario.__name__: scenario for scenario in (check, one, spread16, spread64, busy)
+    scenario.__name__: scenario for scenario in (trips, check, one, spread16, spread64, busy)
 }
 
 
@@ -167,6 +198,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         owner = held.enter_context(
             psycopg.connect(server.conninfo(EMBEDDED_DATABASE, SUPERUSER), autocommit=True)
         )
+        socket = folder / "data" / "run" / f".s.PGSQL.{PORT}"
         world = prepare(owner)
         for organization in world.organizations:
             tokens.initialize_tokens(organization)
@@ -174,12 +206,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         others = held.enter_context(baselines(server, world.organizations))
         about = machine.about(folder, owner)
         print(machine.lines(about))
-        bench = Bench(tokens, owner, others, world, options.rounds, options.seconds_per_round)
+        bench = Bench(
+            tokens, owner, socket, others, world, options.rounds, options.seconds_per_round
+        )
         for name in chosen:
             before = len(bench.scenarios), len(bench.targets)
             SCENARIOS[name](bench)
             for title in list(bench.scenarios)[before[0] :]:
-                print(_table(title, bench.scenarios[title]))
+                print(table(title, bench.scenarios[title], "floor"))
             for target in bench.targets[before[1] :]:
                 print(target.line())
             print()
@@ -201,17 +235,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _table(title: str, sides: Sides) -> str:
-    lines = [f"{title:40}{'a second':>10}{'p50 ms':>10}{'p99 ms':>10}{'of floor':>10}"]
-    for name, side in sides.items():
-        share = side.median("rate") / sides["floor"].median("rate")
-        lines.append(
-            f"  {name:38}{side.median('rate'):>10,.0f}{side.median('p50'):>10.2f}"
-            f"{side.median('p99'):>10.2f}{share:>10.2f}"
-        )
-    return "\n".join(lines)
-
-
 def _books(bench: Bench) -> None:
     """What was acknowledged is in the log, on every side, and what the balances know of."""
     charges = [sides for name, sides in bench.scenarios.items() if name.startswith("charge")]
@@ -225,7 +248,7 @@ def _books(bench: Bench) -> None:
                 f"The old system lost {said - known:,} of {said:,} charges"
                 f" ({(said - known) / said:.0%}): callers overwrote each other's balance."
             )
-    said = sum(sides["ours"].calls for sides in charges)
+    said = bench.spent + sum(sides["ours"].calls for sides in charges)
     [row] = bench.owner.execute(
         "select count(*), coalesce(sum(tokens_deducted), 0) from ai_token_usage_log"
     ).fetchall()

@@ -26,16 +26,16 @@ class Round:
 
 @dataclass
 class Side:
-    """One of the things compared: its callers, and what they did."""
+    """One of the things compared: how it has its turn of some seconds, and what it did."""
 
     name: str
-    callers: Sequence[Caller]
+    turn: Callable[[float], Round]
     rounds: list[Round] = field(default_factory=list)
     calls: int = 0  # the warm-up counts, too: each of them is in the log
 
     def run(self, seconds: float) -> Round:
-        """Every caller calls again and again, each in a thread of its own."""
-        found = timed(self.callers, seconds)
+        """Have a turn."""
+        found = self.turn(seconds)
         self.calls += found.calls
         return found
 
@@ -50,7 +50,10 @@ class Side:
 
 
 def timed(callers: Sequence[Caller], seconds: float) -> Round:
-    """Let every caller call for so many seconds. What one raises ends the benchmark."""
+    """Every caller calls again and again, each in a thread of its own.
+
+    What one raises ends the benchmark.
+    """
     line = threading.Barrier(len(callers))
 
     def work(call: Caller) -> tuple[float, float, list[float]]:
@@ -67,6 +70,11 @@ def timed(callers: Sequence[Caller], seconds: float) -> Round:
 
     with ThreadPoolExecutor(len(callers)) as threads:
         done = list(threads.map(work, callers))
+    return summed(done)
+
+
+def summed(done: Sequence[tuple[float, float, Sequence[float]]]) -> Round:
+    """What callers did together: for each its start, its end and what every call took."""
     took = max(end for _, end, _ in done) - min(start for start, _, _ in done)
     every = [one * 1000 for _, _, taken in done for one in taken]
     cuts = quantiles(every, n=100) if len(every) > 1 else every * 99
@@ -80,6 +88,17 @@ def take_turns(sides: Sequence[Side], rounds: int, seconds: float) -> None:
     for _ in range(rounds):
         for side in sides:
             side.rounds.append(side.run(seconds))
+
+
+def table(title: str, sides: Mapping[str, Side], first: str) -> str:
+    """Medians of each side, and its share of the first one's throughput."""
+    lines = [f"{title:40}{'a second':>10}{'p50 ms':>10}{'p99 ms':>10}{'of ' + first:>12}"]
+    for name, side in sides.items():
+        lines.append(
+            f"  {name:38}{side.median('rate'):>10,.0f}{side.median('p50'):>10.2f}"
+            f"{side.median('p99'):>10.2f}{ratio(sides, name, first):>12.2f}"
+        )
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class Proxy:
 
     `cut` and `drop` are asked for each request, with what the client sent: cut breaks the
     connection before the server has it, drop after the server has done it and before the client has
-    the reply. While `frozen` nothing passes, and nobody is told.
+    the reply. While `frozen` nothing passes, and nobody is told. `trips` counts how often a client
+    sent something and waited until the server was ready again.
     """
 
     def __init__(self, server: Path) -> None:
@@ -34,6 +35,7 @@ class Proxy:
         self.cut: Rule = never
         self.drop: Rule = never
         self.broken = 0
+        self.trips = 0
         self._passing = threading.Event()
         self._passing.set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -114,6 +116,7 @@ class Proxy:
                 if not _ready(reply):
                     continue
                 self._passing.wait()
+                self.trips += greeted and bool(request)
                 if greeted and self.drop(bytes(request)):
                     self.broken += 1
                     reply = b""
