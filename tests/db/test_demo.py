@@ -171,7 +171,7 @@ def test_support_did_only_what_support_may(full: Demo) -> None:
         " select action, null from ai_token_changes where actor = '{0}'"
     )
     by_support, by_admin = (
-        set(full.rows(done.format(PERSONAS[role].name))) for role in ("support", "admin")
+        set(full.rows(done.format(PERSONAS[role].user_id))) for role in ("support", "admin")
     )
     assert by_support == {("grant", "gift")}
     assert {("refund", None), ("pause_user", None)} <= by_admin

@@ -17,7 +17,7 @@ from tokenlib.demo.wallet import Values, stored
 from tokenlib.demo.world import histories
 
 _GOODWILL_PER_DAY = 100
-_ADMIN = PERSONAS["admin"].name
+_ADMIN = str(PERSONAS["admin"].user_id)
 
 
 def store(

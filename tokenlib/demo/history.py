@@ -186,7 +186,7 @@ class History:
                 user,
                 request.feature,
                 feature.cost,
-                PERSONAS["admin"].name,
+                str(PERSONAS["admin"].user_id),
                 "The answer was unusable",
             )
 

@@ -26,7 +26,7 @@ def reset(owner_url: str, tokens: Tokens) -> None:
     is left alone. Raises ConfigurationError where no demo was loaded.
     """
     load, named = statements("load", "demo"), statements("reset", "demo")
-    actor = PERSONAS["admin"].name
+    actor = str(PERSONAS["admin"].user_id)
     with only_one(owner_url) as connection:
         if connection.execute(load["loaded"]).fetchone() is None:
             raise ConfigurationError("There is no demo here to reset. Load it first.")

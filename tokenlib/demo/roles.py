@@ -80,7 +80,7 @@ def _situations(now: int) -> list[Role]:
         return _joined(now, due_days, periods)
 
     hour = HOUR / DAY
-    admin = PERSONAS["admin"].name
+    admin = str(PERSONAS["admin"].user_id)
     burst = now - 7 * HOUR
     suspended = Outage("suspended", admin, "Asked to stop all AI use", now - 3 * DAY)
     unpaid = Outage("limited", "billing", "Payment failed", now - 2 * DAY)

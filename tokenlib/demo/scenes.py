@@ -32,7 +32,7 @@ def start(connection: Owner, tokens: Tokens, now: datetime, key: str) -> None:
                 scenario.goodwill,
                 kind="gift",
                 source="goodwill",
-                actor=PERSONAS["support"].name,
+                actor=str(PERSONAS["support"].user_id),
                 reason="For a quest that came out empty",
                 idempotency_key=f"demo goodwill {key}",
             )

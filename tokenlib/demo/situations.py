@@ -16,8 +16,8 @@ from tokenlib.demo.people import Organization
 from tokenlib.errors import AlreadyRefunded, InProgress, Refused
 from tokenlib.tokens import Tokens
 
-_ADMIN = PERSONAS["admin"].name
-_SUPPORT = PERSONAS["support"].name
+_ADMIN = str(PERSONAS["admin"].user_id)
+_SUPPORT = str(PERSONAS["support"].user_id)
 _YEAR = timedelta(days=365)
 _GIFT_LIFE = timedelta(hours=36)
 _SETTLED = {
