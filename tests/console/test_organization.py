@@ -186,6 +186,38 @@ def test_could_this_person_do_this_now(
     assert row == (1,)  # to ask leaves no trace
 
 
+@pytest.mark.parametrize(
+    ("scenario", "units", "said"),
+    [
+        (HEALTHY, 1, "Needs 3 tokens; 19 available."),
+        (HEALTHY, 100, "Needs 300 tokens. Goal generation has 19, so the purchased packs pay."),
+        (
+            demo.SCENARIOS["unlimited"],
+            1000,
+            "Needs 3,000 tokens. Goal generation is unlimited here.",
+        ),
+        (HEALTHY, 1000, "Needs 3,000 tokens; 19 available."),
+    ],
+)
+def test_the_verdict_says_what_pays(
+    seen: TestDatabase, scenario: demo.Scenario, units: int, said: str
+) -> None:
+    app = of(
+        scenario,
+        view="Refusals",
+        what="Generate a quest",
+        units=str(units),
+        with_limits="false",
+    )
+    assert said in texts(app)
+
+
+def test_the_verdict_says_that_the_switch_lets_it_through(console: Open, tokens: Tokens) -> None:
+    tokens.set_mode("off", actor="on call", reason="a test")
+    app = of(EMPTY, view="Refusals", what="Generate a quest")
+    assert "Goal generation has 2, and the emergency switch lets it through." in texts(app)
+
+
 def test_use_is_what_plain_sql_says(seen: TestDatabase) -> None:
     app = of(HEALTHY, view="Usage", range="7d")
     with seen.connect() as owner:

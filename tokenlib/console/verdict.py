@@ -50,7 +50,8 @@ def answer(desk: Desk, user: UUID, feature: str, units: int, limits: bool) -> Ve
     found = session.tokens().can_use(desk.organization_id, user, feature, units, limits=limits)
     numbers = f"Needs {fmt.count(found.needed, 'token')}; {fmt.number(found.available)} available."
     if found.allowed:
-        st.success(numbers, title="Yes, it would run", icon=":material/check_circle:")
+        said = numbers if found.needed <= found.available else _paid(desk, feature, found)
+        st.success(said, title="Yes, it would run", icon=":material/check_circle:")
         return found
     said = numbers if found.rule == "insufficient_tokens" else fmt.plain(found.message)
     st.warning(
@@ -59,3 +60,17 @@ def answer(desk: Desk, user: UUID, feature: str, units: int, limits: bool) -> Ve
         icon=":material/block:",
     )
     return found
+
+
+def _paid(desk: Desk, feature: str, found: Verdict) -> str:
+    """What pays where the feature's own wallet does not reach."""
+    context = desk.context
+    own = context.catalog.features[feature].token_type
+    needed = f"Needs {fmt.count(found.needed, 'token')}"
+    left = f"{fmt.plain(context.token_type(own))} has {fmt.number(found.available)}"
+    if found.token_type != own:
+        return f"{needed}. {left}, so the purchased packs pay."
+    rows = desk.person.reports.wallets(desk.organization_id)
+    if any(row.token_type == own and row.unlimited for row in rows):
+        return f"{needed}. {fmt.plain(context.token_type(own))} is unlimited here."
+    return f"{needed}. {left}, and the emergency switch lets it through."
