@@ -65,6 +65,15 @@ def test_quests_take_20_to_2_and_the_seventh_is_refused_with_its_way_out(
     assert tokens.verify().closed
 
 
+def test_without_a_limit_it_does_not_say_what_is_left(console: Open) -> None:
+    app = open_quests(console, "unlimited")
+    press(app, "Generate")
+    assert [text for _, text in alerts(app)] == ["Used 3 tokens for generate_goal."]
+    said = texts(app)
+    assert "### Unlimited\n3 tokens used in this period" in said
+    assert " left" not in said
+
+
 def test_a_failing_model_gives_the_tokens_back(
     console: Open, tokens: Tokens, token_clock: TestClock
 ) -> None:

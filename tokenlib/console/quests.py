@@ -13,6 +13,7 @@ from tokenlib.config import Settings
 from tokenlib.console import format as fmt
 from tokenlib.console.acting import Member
 from tokenlib.db import statements
+from tokenlib.domain import Balance
 from tokenlib.errors import NotAMember
 from tokenlib.features import quests
 from tokenlib.features.inputs import InvalidInput
@@ -40,12 +41,13 @@ class Generated:
 
     line: QuestLine
     used: int
-    left: int
+    left: Balance
 
 
-def message(used: int, feature: str, left: int) -> str:
-    """What was used and what is left."""
-    return f"Used {fmt.count(used, 'token')} for {feature}. {fmt.number(left)} left."
+def message(used: int, feature: str, left: Balance) -> str:
+    """What was used and, where there is an end to it, what is left."""
+    said = f"Used {fmt.count(used, 'token')} for {feature}."
+    return said if left.unlimited else f"{said} {fmt.number(left.balance)} left."
 
 
 def quarters(today: datetime) -> list[str]:
@@ -99,7 +101,7 @@ def generate(
         line = quests.generate(request, model)
         progress("Saving the quest line, and charging for it…")
         _save(tokens, member, line)
-    left = tokens.get_token_balance(member.organization_id, held.token_type).balance
+    left = tokens.get_token_balance(member.organization_id, held.token_type)
     return Generated(line, held.tokens, left)
 
 

@@ -98,7 +98,7 @@ def _run(member: Member, demo: DemoFeature, given: str, context: Context, failin
                 FailingModel().complete(given, timeout=1)
             result = demo.run(values)
         acting.done(page)
-        left = tokens.get_token_balance(member.organization_id, held.token_type).balance
+        left = tokens.get_token_balance(member.organization_id, held.token_type)
         _kept()[member, name] = Trial(result, quests.message(held.tokens, name, left))
     except json.JSONDecodeError as error:
         st.error(
