@@ -14,6 +14,7 @@ from tokenlib.console import (
     keys,
     limiting,
     pricing,
+    request_limits,
     session,
     staffing,
     switch,
@@ -53,6 +54,8 @@ match asked and (asked.action, asked.subject):
         limiting.limits(here, subject)
     case (limiting.PARAMETERS, None):
         limiting.parameters(here)
+    case (request_limits.LIMIT, UUID() | str() as subject):
+        request_limits.change(here, subject)
     case (switch.MODE, UUID() | str() as subject):
         switch.change(here, subject)
     case (staffing.PERSON, UUID() | str() as subject):

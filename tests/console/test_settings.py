@@ -10,9 +10,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.console.opening import Open, press, texts
-from tests.console.reading import parameter
+from tests.console.reading import parameter, table
 from tokenlib import demo
-from tokenlib.console import actions, limiting, pricing, process, staffing, switch
+from tokenlib.console import actions, limiting, pricing, process, request_limits, staffing, switch
 from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
@@ -91,12 +91,14 @@ def test_an_allowance_can_become_unlimited(console: Open, tokens: Tokens) -> Non
 
 def test_limits_of_everyone_and_of_one_organization(console: Open, tokens: Tokens) -> None:
     app = ask(console("settings.py", view="Limits"), limiting.LIMITS, "everyone")
-    app.number_input(key="limits_None_requests_per_minute").set_value(60).run()
+    app.number_input(key="limits_None_requests_per_minute").set_value(60)
+    app.number_input(key="limits_None_tokens_per_request").set_value(None).run()
     confirm(app, "Set for everyone")
     done(app)
     assert entry(tokens) == ("set_limits", str(ADMIN), WHY)
     everyone = Reports(tokens.database).limits()[0]
     assert everyone.limits.requests_per_minute == 60
+    assert everyone.limits.tokens_per_request is None  # emptied
     assert everyone.limits.seconds_between_requests == 3
 
     ask(app, limiting.LIMITS, "organization")
@@ -114,6 +116,44 @@ def test_limits_of_everyone_and_of_one_organization(console: Open, tokens: Token
     confirm(app, "Set for Healthy Roofing")
     assert "Taken away" in texts(app)
     assert len(Reports(tokens.database).limits()) == 1
+
+
+def test_request_limits_of_everyone_and_of_one_organization(console: Open, tokens: Tokens) -> None:
+    def limits() -> list[tuple[str | None, int | None]]:
+        rows = Reports(tokens.database).request_limits()
+        return [(row.organization, row.requests_per_minute) for row in rows]
+
+    ((_, before),) = limits()
+    app = ask(console("settings.py", view="Limits"), request_limits.LIMIT, "everyone")
+    assert "Nothing yet" in texts(app)
+    app.number_input(key="request_limit_None").set_value(600).run()
+    confirm(app, "Set for each organization")
+    done(app)
+    assert before != 600
+    assert entry(tokens) == ("set_request_limit", str(ADMIN), WHY)
+    assert limits() == [(None, 600)]
+
+    press(app, "Request limit for one organization")
+    app.text_input(key="request_limit_organization_search").set_value("Healthy").run()
+    app.number_input(key=f"request_limit_{HEALTHY.organization_id}").set_value(60).run()
+    confirm(app, "Set for Healthy Roofing")
+    done(app)
+    assert limits() == [(None, 600), ("Healthy Roofing", 60)]
+    assert table(app, "requests_per_minute")["who"].tolist()[0] == "Everyone"
+    lines = [frame.value for frame in app.dataframe if "who" in frame.value][1]
+    assert lines[["who", "requests_per_minute"]].to_numpy().tolist() == [
+        ["Each", 600],
+        ["Healthy Roofing", 60],
+    ]
+
+    ask(app, request_limits.LIMIT, HEALTHY.organization_id)
+    app.toggle(key="request_limit_lift").set_value(True).run()
+    confirm(app, "Set for Healthy Roofing")
+    assert limits() == [(None, 600)]
+    ask(app, request_limits.LIMIT, "everyone")
+    app.number_input(key="request_limit_None").set_value(None).run()
+    confirm(app, "Set for each organization")
+    assert limits() == [(None, None)]
 
 
 def test_parameters(console: Open, tokens: Tokens) -> None:

@@ -154,21 +154,11 @@ def _limits() -> dict[str, Any]:
     """Limits of the key's own; empty is none."""
     with st.expander("Limits of its own", icon=":material/speed:"):
         st.caption("Empty is no limit.")
-        minute = st.number_input(
-            "Requests a minute", 1, 1_000_000_000, None, key="key_minute", placeholder="No limit"
+        minute = office.limit("Requests a minute", None, "key_minute")
+        seconds = office.limit(
+            "Seconds between requests", None, "key_seconds", least=0.1, most=86_400.0, step=0.5
         )
-        seconds = st.number_input(
-            "Seconds between requests",
-            0.1,
-            86_400.0,
-            None,
-            0.5,
-            key="key_seconds",
-            placeholder="No limit",
-        )
-        tokens = st.number_input(
-            "Tokens a request", 1, 1_000_000_000, None, key="key_tokens", placeholder="No limit"
-        )
+        tokens = office.limit("Tokens a request", None, "key_tokens")
         users = st.toggle("The limits of each person hold, too", key="key_users")
     return {
         "requests_per_minute": minute,

@@ -10,7 +10,7 @@ from uuid import UUID
 import pandas as pd
 import streamlit as st
 
-from tokenlib.console import actions, office, session, tables
+from tokenlib.console import actions, office, request_limits, session, tables
 from tokenlib.console import format as fmt
 from tokenlib.console.office import Office
 from tokenlib.console.throttle import NAMES
@@ -57,6 +57,7 @@ def draw(here: Office) -> None:
         on_click=actions.ask,
         args=(LIMITS, None, "organization"),
     )
+    request_limits.draw(here)
     _parameters(here)
 
 
@@ -136,25 +137,13 @@ def _chosen(now: Limits, key: str) -> Limits:
         for name, label in NAMES.items():
             value = _number(getattr(now, name))
             if name == "seconds_between_requests":
-                seconds = st.number_input(
-                    label,
-                    0.1,
-                    86_400.0,
-                    None if value is None else float(value),
-                    0.5,
-                    key=f"{key}_{name}",
-                    placeholder="No limit",
+                now_seconds = None if value is None else float(value)
+                seconds = office.limit(
+                    label, now_seconds, f"{key}_{name}", least=0.1, most=86_400.0, step=0.5
                 )
                 chosen[name] = None if seconds is None else Decimal(f"{seconds:g}")
             else:
-                chosen[name] = st.number_input(
-                    label,
-                    1,
-                    1_000_000_000,
-                    None if value is None else int(value),
-                    key=f"{key}_{name}",
-                    placeholder="No limit",
-                )
+                chosen[name] = office.limit(label, value, f"{key}_{name}")
     return Limits(**chosen)  # type: ignore[arg-type]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import pandas as pd
@@ -62,6 +63,22 @@ def changes(lines: Iterable[tuple[str, str, str]]) -> bool:
         else:
             st.caption("Nothing yet. Choose another value.")
     return bool(changed)
+
+
+def limit(
+    label: str,
+    now: int | float | None,
+    key: str,
+    *,
+    none: str = "No limit",
+    least: int | float = 1,
+    most: int | float = 1_000_000_000,
+    step: int | float | None = None,
+) -> Any:
+    """Let somebody choose a limit, or none by leaving it empty. It begins at the present one."""
+    # An input that is given a value cannot be emptied: it falls back to that value.
+    st.session_state.setdefault(key, now)
+    return st.number_input(label, least, most, None, step, key=key, placeholder=none)
 
 
 def said(value: int | float | None, none: str = "No limit") -> str:

@@ -8,7 +8,7 @@ from decimal import Decimal
 import pandas as pd
 import streamlit as st
 
-from tokenlib.console import actions, dialogs, session, tables
+from tokenlib.console import actions, dialogs, office, session, tables
 from tokenlib.console import format as fmt
 from tokenlib.console.actions import Desk
 from tokenlib.console.format import Context
@@ -118,14 +118,8 @@ def _chosen(present: Limits) -> Limits:
     values = {field.name: getattr(present, field.name) for field in fields(Limits)}
     with st.grid(2, min_column_width=150):
         for name in ASKED:
-            value = st.number_input(
-                NAMES[name],
-                min_value=1,
-                max_value=1_000_000,
-                value=None if values[name] is None else int(values[name]),
-                key=f"throttle_{name}",
-                placeholder="No limit",
-            )
+            now = None if values[name] is None else int(values[name])
+            value = office.limit(NAMES[name], now, f"throttle_{name}", most=1_000_000)
             values[name] = value if name != "seconds_between_requests" else value and Decimal(value)
     return Limits(**values)
 
