@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+
+import pytest
 
 from tests.cli.shell import Shell
-from tokenlib import Tokens
+from tokenlib import Tokens, demo
 from tokenlib.demo import SCENARIOS
 from tokenlib.testing import TestDatabase
 
@@ -45,4 +48,17 @@ def test_there_is_nothing_to_reset_before_a_load(shell: Shell) -> None:
 
 def test_a_reset_takes_no_size(nowhere: Shell) -> None:
     result = nowhere("demo", "--reset", "--seed", 0, exit_code=2)
-    assert "--reset goes with neither --seed nor --charges." in result.stderr
+    assert "--reset goes with none of --seed, --charges and --rows." in result.stderr
+    result = nowhere("demo", "--charges", 1000, "--rows", 1000, exit_code=2)
+    assert "--charges is the demo's size, --rows that of data for measuring." in result.stderr
+
+
+def test_rows_for_measuring_go_into_an_empty_database(
+    shell: Shell, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "Size", partial(demo.Size, organizations=20, users=90))
+    text = shell("demo", "--yes", "--rows", 1000).stdout
+    assert text.startswith("Loaded 20 organizations, 90 users, 1,0")
+    message = shell.error("demo", "--yes", "--rows", 1000, exit_code=3)
+    assert message.startswith("This database holds organizations already.")
+    assert shell.json("verify")["closed"] is True

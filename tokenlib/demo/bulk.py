@@ -33,11 +33,7 @@ def store(
     named = statements("load", "demo")
     connection.execute(named["stage"])
     rows: dict[str, list[Values]] = defaultdict(list)
-    rows["staff"] = [
-        (str(p.user_id), p.email, p.name, p.role, _GOODWILL_PER_DAY if p.role == "support" else 0)
-        for p in PERSONAS.values()
-        if p.role != "member"
-    ]
+    rows["staff"] = staff()
     done = 0
     with connection.cursor().copy(named["copy_log"]) as copy:
         for history in histories(seed, rhythm, known, terms, charges, copy.write_row):
@@ -48,6 +44,15 @@ def store(
     for table, entries in rows.items():
         _copy(connection, named[f"copy_{table}"], entries)
     connection.execute(named["store"])
+
+
+def staff() -> list[Values]:
+    """The personas that work for the operator, in the order of `stage_staff`."""
+    return [
+        (str(p.user_id), p.email, p.name, p.role, _GOODWILL_PER_DAY if p.role == "support" else 0)
+        for p in PERSONAS.values()
+        if p.role != "member"
+    ]
 
 
 def _copy(connection: Owner, statement: str, rows: Iterable[Values]) -> None:

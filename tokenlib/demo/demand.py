@@ -15,7 +15,7 @@ from tokenlib.demo.roles import PERIOD, Role
 from tokenlib.domain import Feature
 
 # What users reach for, in shares of their requests.
-_TASTE = {
+TASTE = {
     "generate_insight": 38,
     "analyze_strategy": 25,
     "analyze_efficiency": 13,
@@ -58,15 +58,15 @@ def within_plan(
     periods = (rhythm.now - role.joined_at) / PERIOD
     requests: list[Request] = []
     by_type: dict[str, int] = {}
-    for name in _TASTE:
+    for name in TASTE:
         by_type[features[name].token_type] = by_type.get(features[name].token_type, 0) + 1
-    for name in _TASTE:
+    for name in TASTE:
         feature = features[name]
         allowance = allowances.get((role.plan, feature.token_type)) or 0
         tokens = role.level * allowance * periods * scale / by_type[feature.token_type]
         count = round(tokens / feature.cost * random.uniform(0.8, 1.2))
         if role.plan == "starter":
-            count = round(role.level * _MOST_STARTER_REQUESTS * scale * _TASTE[name] / 100)
+            count = round(role.level * _MOST_STARTER_REQUESTS * scale * TASTE[name] / 100)
         requests += _requests(role, [name], count, rhythm, random)
     return _finished(role, requests, rhythm, random)
 
@@ -76,7 +76,7 @@ def under_contract(
 ) -> list[Request]:
     """`count` requests of an organization whose allowances follow its use."""
     role = organization.role
-    features = random.choices(list(_TASTE), weights=list(_TASTE.values()), k=count)
+    features = random.choices(list(TASTE), weights=list(TASTE.values()), k=count)
     if role.burst_at is None:
         return _finished(role, _requests(role, features, count, rhythm, random), rhythm, random)
     usual = _requests(role, features, max(0, count - _BURST_REQUESTS), rhythm, random)

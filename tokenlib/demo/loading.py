@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from tokenlib.db import statements
-from tokenlib.demo import bulk, legacy, scenes, situations, world
+from tokenlib.demo import bulk, legacy, rows, scenes, situations, world
 from tokenlib.demo.history import Terms
 from tokenlib.demo.owner import Owner, bundled, first, only_one
 from tokenlib.demo.rhythm import Rhythm
@@ -85,10 +85,7 @@ def load(
     begun. Only the bundled PostgreSQL is filled, unless `elsewhere`; only it gets the legacy
     database. Raises ConfigurationError, InvalidInput or PermissionDenied.
     """
-    if not elsewhere and not bundled(owner_url):
-        raise ConfigurationError(
-            "This is not the bundled database. Demo data are written there only when asked for."
-        )
+    _require_bundled(owner_url, elsewhere)
     started = time.monotonic()
     named = statements("load", "demo")
     with only_one(owner_url) as connection:
@@ -99,6 +96,56 @@ def load(
             _fill(connection, owner_url, tokens, arguments, progress)
         counts = first(connection, named["counts"])
         return DemoSummary(found is None, **counts, seconds=time.monotonic() - started)
+
+
+def load_rows(
+    owner_url: str,
+    tokens: Tokens,
+    size: rows.Size,
+    *,
+    seed: int = SEED,
+    now: datetime | None = None,
+    elsewhere: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> DemoSummary:
+    """Fill an empty database with about `size.rows` charges over 120 days, for measuring.
+
+    The same organizations and users for the same `seed` and `now` at every number of rows; the
+    first organization makes a tenth of all charges, most make a few. Raises ConfigurationError for
+    a database that is not empty, or not the bundled one unless `elsewhere`; InvalidInput or
+    PermissionDenied.
+    """
+    _require_bundled(owner_url, elsewhere)
+    started = time.monotonic()
+    named = statements("load", "demo")
+    with only_one(owner_url, options=rows.MEMORY) as connection:
+        rows.require_empty(connection)
+        clock = first(connection, named["terms"])["now"]
+        arguments = Arguments.checked(seed, now, size.rows, clock)
+
+        def finish() -> None:
+            after = Jsonb({**plain(arguments), "rows": size.rows})
+            connection.execute(named["mark"], {"action": "demo_loaded", "after": after})
+
+        rows.store(
+            connection,
+            owner_url,
+            seed,
+            arguments.now,
+            size,
+            tokens.catalog(),
+            finish,
+            progress,
+        )
+        counts = first(connection, named["counts"])
+        return DemoSummary(True, **counts, seconds=time.monotonic() - started)
+
+
+def _require_bundled(owner_url: str, elsewhere: bool) -> None:
+    if not elsewhere and not bundled(owner_url):
+        raise ConfigurationError(
+            "This is not the bundled database. Demo data are written there only when asked for."
+        )
 
 
 def _fill(

@@ -34,9 +34,9 @@ def connected(url: str | sa.URL, *, options: str = "") -> Iterator[Owner]:
 
 
 @contextmanager
-def only_one(url: str) -> Iterator[Owner]:
+def only_one(url: str, *, options: str = "") -> Iterator[Owner]:
     """The owner's connection, while nobody else loads or resets this database."""
-    with connected(url) as connection:
+    with connected(url, options=options) as connection:
         connection.execute(statements("load", "demo")["lock"])
         yield connection
 

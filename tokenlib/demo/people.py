@@ -10,9 +10,9 @@ from tokenlib.demo.cast import PERSONAS, SCENARIOS, fixed_id
 from tokenlib.demo.chance import chance
 from tokenlib.demo.roles import Role, roles
 
-_FIRST = ("Maple", "Cedar", "Amber", "Granite", "Willow", "Copper", "Juniper", "Slate", "Birch")
-_SECOND = ("Roofing", "Plumbing", "Gardens", "Cleaning", "Joinery", "Glazing", "Paving", "Painting")
-_GIVEN = ("Alex", "Robin", "Sam", "Kim", "Noor", "Jo", "Max", "Ira", "Toni", "Lee", "Sasha", "Mika")
+FIRST = ("Maple", "Cedar", "Amber", "Granite", "Willow", "Copper", "Juniper", "Slate", "Birch")
+SECOND = ("Roofing", "Plumbing", "Gardens", "Cleaning", "Joinery", "Glazing", "Paving", "Painting")
+GIVEN = ("Alex", "Robin", "Sam", "Kim", "Noor", "Jo", "Max", "Ira", "Toni", "Lee", "Sasha", "Mika")
 _LEAST_HEAVY = 20
 
 
@@ -55,12 +55,12 @@ def organizations(seed: int, now: int, count: int, users: int) -> list[Organizat
 
 def name(number: int) -> str:
     """The name of the organization with this number, different for every number below 100."""
-    return f"{_FIRST[number % len(_FIRST)]} {_SECOND[number % len(_SECOND)]} {number:02d}"
+    return f"{FIRST[number % len(FIRST)]} {SECOND[number % len(SECOND)]} {number:02d}"
 
 
 def member(random: Random, member_id: UUID, number: int, place: int) -> Member:
     """The member at this place of the organization with this number."""
-    given = random.choice(_GIVEN)
+    given = random.choice(GIVEN)
     return Member(
         member_id,
         f"{given} {number:02d}-{place}",

@@ -28,8 +28,11 @@ def reset(owner_url: str, tokens: Tokens) -> None:
     load, named = statements("load", "demo"), statements("reset", "demo")
     actor = str(PERSONAS["admin"].user_id)
     with only_one(owner_url) as connection:
-        if connection.execute(load["loaded"]).fetchone() is None:
+        found = connection.execute(load["loaded"]).fetchone()
+        if found is None:
             raise ConfigurationError("There is no demo here to reset. Load it first.")
+        if "rows" in found["after"]:
+            raise ConfigurationError("These are rows for measuring: they have no start.")
         with connection.transaction():
             ids = {"ids": scenes.organization_ids(), "actor": actor}
             connection.execute(named["lock_wallets"], ids)

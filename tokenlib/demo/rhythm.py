@@ -35,6 +35,11 @@ class Rhythm:
             weights.append(_HOURS[hour % 24] * _WEEKDAYS[day.weekday()] * growth)
         self._weights = weights
 
+    def shares(self) -> list[float]:
+        """What part of all requests has happened by the end of each hour; the last is 1."""
+        total = sum(self._weights)
+        return [weight / total for weight in accumulate(self._weights)]
+
     def moments(self, random: Random, count: int, since: int, until: int) -> list[int]:
         """`count` moments from `since` to `until` in no order, none outside the days of history."""
         first = max(0, self.hours - (self.now - since) // HOUR)
