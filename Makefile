@@ -3,6 +3,8 @@
 PYTHON ?= python3
 UV ?= uv
 POSTGRES ?= /usr/lib/postgresql/15/bin
+# What charges, and what is the organization's own: the rest does not know where a row lies.
+CITUS_TESTS := tests/db/test_gate.py tests/db/test_gate_holds.py
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +16,7 @@ COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-faults test-postgres bench bench-console pictures lint format lock schema wheel clean
+.PHONY: help run test test-citus test-faults test-postgres bench bench-console pictures lint format lock schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +32,11 @@ test-%: $(VENV)/.dev ## Run one folder of tests: make test-unit, make test-brows
 
 test-faults: $(VENV)/.dev ## Break the database under load, and print what happened
 	@$(BIN)/pytest --session-timeout=400 tests/faults
+
+test-citus: $(VENV)/.dev ## Run what a Citus changes, on that of the server in POSTGRES
+	@test -f $$($(POSTGRES)/pg_config --sharedir)/extension/citus.control || { echo "The PostgreSQL in \
+	$(POSTGRES) has no Citus. Name another: make test-citus POSTGRES=/path/to/bin" >&2; exit 1; }
+	@TOKENLIB_TEST_CITUS=1 TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest $(CITUS_TESTS)
 
 test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES, Debian's 15 unless set
 	@test -x $(POSTGRES)/postgres || { echo "There is no PostgreSQL in $(POSTGRES). Name another: make \

@@ -7,6 +7,7 @@ decides what they see.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
@@ -206,10 +207,13 @@ class Database:
     ) -> Iterator[sa.Connection]:
         with _errors("question"), opened as connection, connection.begin():
             if reader != "tokenlib_service":
-                connection.exec_driver_sql(
+                became = connection.exec_driver_sql(
                     statements("system")["become"],
                     {"role": reader, "user_id": str(user_id) if user_id else None},
                 )
+                if became.one().spread:
+                    claims = json.dumps({"sub": str(user_id) if user_id else None})
+                    connection.exec_driver_sql(f"set local \"request.jwt.claims\" = '{claims}'")
             yield connection
 
     def _connect(self) -> sa.Connection:

@@ -62,6 +62,11 @@ def roles_sql() -> str:
     return (_SQL / "roles.sql").read_text("utf-8")
 
 
+def citus_sql() -> str:
+    """What spreads a migrated database over the nodes of a Citus cluster; safe to run twice."""
+    return (_SQL / "citus.sql").read_text("utf-8")
+
+
 def upgrade_sql() -> str:
     """Everything that :func:`upgrade` would run on an empty database, as one script."""
     output = io.StringIO()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.shell import Shell
-from tokenlib import embedded
+from tokenlib import embedded, migrations
 from tokenlib.db import SCHEMA_VERSION, Database
 from tokenlib.testing import TestDatabase
 
@@ -43,6 +43,7 @@ def test_what_it_prints_can_be_applied_by_hand(nowhere: Shell, empty: TestDataba
     roles, schema = nowhere("migrate", "--roles").stdout, nowhere("migrate", "--sql").stdout
     assert nowhere("migrate", "--sql", "--roles").stdout == roles + schema
     assert nowhere.json("migrate", "--sql") == {"sql": schema}
+    assert nowhere("migrate", "--roles", "--citus").stdout == roles + migrations.citus_sql()
     with empty.connect("postgres") as connection:
         connection.execute(roles.encode())
     with empty.connect("tokenlib_owner") as connection:

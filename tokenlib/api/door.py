@@ -190,7 +190,7 @@ class Writing(Reading):
         asked = plain({"verb": verb, "organization": organization_id, "user": user, **args})
         canonical = json.dumps(asked, sort_keys=True, ensure_ascii=True)
         row = self.tokens.database.call(
-            statements("api")["write"],
+            statements("api")["write" if organization_id else "write_for_everyone"],
             {
                 "caller": self.caller.id,
                 "verb": verb,

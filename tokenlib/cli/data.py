@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     "--sql", is_flag=True, help="Print the SQL of the schema instead, for an empty database."
 )
 @click.option("--roles", is_flag=True, help="Print the SQL of the roles instead.")
+@click.option(
+    "--citus", is_flag=True, help="Print the SQL that spreads the tables over Citus instead."
+)
 @click.option("--to", "target", help="Go back to this earlier schema version instead.")
 @click.option("--url", help="The database to migrate, as its owner.")
 @json_option
-def migrate(sql: bool, roles: bool, target: str | None, url: str | None, as_json: bool) -> None:
+def migrate(
+    sql: bool, roles: bool, citus: bool, target: str | None, url: str | None, as_json: bool
+) -> None:
     """Bring the database to this tokenlib's schema.
 
     Safe to run twice. Works on the database of --url, of TOKENLIB_MIGRATION_URL or of
@@ -42,8 +47,10 @@ def migrate(sql: bool, roles: bool, target: str | None, url: str | None, as_json
     """
     from tokenlib import embedded, migrations
 
-    if sql or roles:
-        text = (migrations.roles_sql() if roles else "") + (migrations.upgrade_sql() if sql else "")
+    if sql or roles or citus:
+        text = migrations.roles_sql() if roles else ""
+        text += migrations.upgrade_sql() if sql else ""
+        text += migrations.citus_sql() if citus else ""
         if as_json:
             show_json({"sql": text})
         else:

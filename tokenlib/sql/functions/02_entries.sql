@@ -126,7 +126,8 @@ $$;
 
 -- Stores the figures of the wallet in hand. Nothing but these functions can.
 create function tokenlib.store_wallet(w public.ai_tokens, p_now timestamptz) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     update public.ai_tokens set
         balance = w.balance, reserved = w.reserved, total_used = w.total_used,
         total_allocated = w.total_allocated, refresh_date = w.refresh_date,
@@ -135,5 +136,6 @@ language sql set search_path = pg_catalog, pg_temp as $$
         log_number = w.log_number, log_hash = w.log_hash,
         event_number = w.event_number, event_hash = w.event_hash,
         last_entry_at = w.last_entry_at, updated_at = p_now
-    where organization_id = w.organization_id and id = w.id
+    where organization_id = w.organization_id and id = w.id;
+end
 $$;

@@ -54,8 +54,8 @@ begin
     end if;
 
     select count(*),
-        encode(sha256(string_agg(tokenlib.legacy_hash(l), ''::bytea order by l.created_at, l.id)),
-            'hex'),
+        encode(sha256(string_agg(tokenlib.legacy_hash(row(l.*)::public.ai_token_usage_log),
+            ''::bytea order by l.created_at, l.id)), 'hex'),
         coalesce(sum(l.tokens_deducted) filter (where l.created_at >= w.period_start), 0),
         count(*) filter (where l.user_id is null or u.id is null)
     into v_rows, v_digest, v_logged, v_orphans

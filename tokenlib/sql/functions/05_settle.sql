@@ -3,16 +3,19 @@
 -- that somebody changed outside (a billing webhook) is applied. The caller holds the row lock.
 
 create function tokenlib.next_due(w public.ai_tokens) returns timestamptz
-language sql set search_path = pg_catalog, pg_temp as $$
-    select least(
-        w.refresh_date,
-        (select min(expires_at) from public.ai_token_reservations
-            where organization_id = w.organization_id and token_type = w.token_type
-                and state = 'held'),
-        (select min(case when arrived_at is null then effective_at
-                else expires_at end) from public.ai_token_grants
-            where organization_id = w.organization_id and token_type = w.token_type
-                and closed_at is null and (arrived_at is null or kind <> 'allowance')))
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_hold timestamptz;
+    v_grant timestamptz;
+begin
+    select min(expires_at) into v_hold from public.ai_token_reservations
+    where organization_id = w.organization_id and token_type = w.token_type and state = 'held';
+    select min(case when arrived_at is null then effective_at else expires_at end) into v_grant
+    from public.ai_token_grants
+    where organization_id = w.organization_id and token_type = w.token_type
+        and closed_at is null and (arrived_at is null or kind <> 'allowance');
+    return least(w.refresh_date, v_hold, v_grant);
+end
 $$;
 
 -- Ends a hold and gives back what was not used of it: to the balance, or, where its grant has

@@ -5,7 +5,8 @@
 create function tokenlib.record_refusal(
     a tokenlib.answer, p_now timestamptz
 ) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_refusals (organization_id, user_id, feature, rule, minute, token_type,
         needed, available, first_at, last_at, data)
     values (a.organization_id, a.user_id, a.feature, a.status,
@@ -14,7 +15,8 @@ language sql set search_path = pg_catalog, pg_temp as $$
             'allowed', a.allowed, 'mode', nullif(a.mode, 'enforce'))))
     on conflict (organization_id, user_id, feature, rule, minute) do update set
         count = ai_token_refusals.count + 1, last_at = excluded.last_at,
-        needed = excluded.needed, available = excluded.available, data = excluded.data
+        needed = excluded.needed, available = excluded.available, data = excluded.data;
+end
 $$;
 
 -- What is this key, in every table that has keys? ok: free. Holds come first: a hold on another
@@ -154,14 +156,16 @@ $$;
 create function tokenlib.blocked_until(
     p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
 ) returns timestamptz
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select last_at + interval '10 minutes' from (
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select last_at + interval '10 minutes' from (
         select last_at, sum(count) over (order by last_at desc, feature) as attempts
         from public.ai_token_refusals
         where organization_id = p_organization and user_id = p_user and rule = 'failed_attempt'
             and last_at > p_now - interval '10 minutes') as failed
     where attempts >= p_allowed
-    order by last_at desc limit 1
+    order by last_at desc limit 1);
+end
 $$;
 
 -- Limits of one user, counted from the log and the live holds under the user's lock.

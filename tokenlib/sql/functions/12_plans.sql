@@ -77,25 +77,32 @@ end
 $$;
 
 -- Ends every period that is due, once, however many callers run it at the same time. Returns how
--- many wallets were brought up to date; at most p_limit, so that one call stays short.
+-- many wallets were brought up to date, those of at most p_limit organizations, so that one call stays
+-- short.
 create function tokenlib.refresh(p_organization uuid, p_limit integer) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_wallet record;
+    v_now timestamptz := tokenlib.clock();
+    v_organization uuid;
+    v_type text;
     v_count bigint := 0;
 begin
     -- In lock order; a wallet that somebody is using is brought up to date by that touch.
-    for v_wallet in
-        select a.organization_id, a.token_type from public.ai_tokens a
-        where a.due_at <= tokenlib.clock()
-            and (p_organization is null or a.organization_id = p_organization)
-            and exists (select from public.organizations o where o.id = a.organization_id)
-        order by a.organization_id, a.token_type = 'shared', a.token_type
-        limit p_limit
-        for no key update of a skip locked
+    for v_organization in
+        select distinct a.organization_id from public.ai_tokens a
+        join public.organizations o on o.id = a.organization_id
+        where a.due_at <= v_now and (p_organization is null or a.organization_id = p_organization)
+        order by a.organization_id limit p_limit
     loop
-        perform tokenlib.open_wallet(v_wallet.organization_id, v_wallet.token_type);
-        v_count := v_count + 1;
+        for v_type in
+            select token_type from public.ai_tokens
+            where organization_id = v_organization and due_at <= v_now
+            order by token_type = 'shared', token_type
+            for no key update skip locked
+        loop
+            perform tokenlib.open_wallet(v_organization, v_type);
+            v_count := v_count + 1;
+        end loop;
     end loop;
     return v_count;
 end

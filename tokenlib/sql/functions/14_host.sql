@@ -91,7 +91,9 @@ $$;
 -- Keeps the history of what the health view measured.
 create function tokenlib.record_latency(p_operation text, p_milliseconds double precision)
 returns void
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_latencies (measured_at, operation, milliseconds)
-    values (clock_timestamp(), p_operation, p_milliseconds)
+    values (clock_timestamp(), p_operation, p_milliseconds);
+end
 $$;

@@ -33,18 +33,22 @@ $$;
 create function tokenlib.record_change(
     p_organization uuid, p_action text, p_actor uuid, p_reason text, p_before jsonb, p_after jsonb
 ) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
         created_at)
-    values (p_organization, p_action, p_actor::text, p_reason, p_before, p_after, tokenlib.clock())
+    values (p_organization, p_action, p_actor::text, p_reason, p_before, p_after, tokenlib.clock());
+end
 $$;
 
 -- What a person granted in the present UTC day, arrived or scheduled.
 create function tokenlib.granted_today(p_actor uuid) returns bigint
-language sql volatile set search_path = pg_catalog, pg_temp as $$
-    select coalesce(sum((data ->> 'amount')::bigint), 0)::bigint from public.ai_token_events
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select coalesce(sum((data ->> 'amount')::bigint), 0)::bigint from public.ai_token_events
     where kind in ('grant', 'grant_scheduled') and actor = p_actor::text
-        and created_at >= date_trunc('day', tokenlib.clock(), 'UTC')
+        and created_at >= date_trunc('day', tokenlib.clock(), 'UTC'));
+end
 $$;
 
 create function tokenlib.staff_grant(
@@ -57,6 +61,10 @@ declare
     v_granted bigint;
 begin
     perform tokenlib.require_reason(p_reason);
+    -- One grant of a support person at a time: two tabs cannot both see the same room. Their row, since
+    -- an advisory lock is a node's own on Citus.
+    perform from public.tokenlib_staff
+    where user_id = p_actor and role = 'support' for no key update;
     if tokenlib.require_staff(p_actor, '{admin,support}') = 'support' then
         if p_kind is distinct from 'gift' then
             raise exception 'Support gives gifts; an admin adds purchases and adjustments.'
@@ -64,8 +72,6 @@ begin
         elsif p_effective is not null then
             raise exception 'Support gives at once; an admin sets a date.' using errcode = 'TK403';
         end if;
-        -- One grant of a person at a time: two tabs cannot both see the same room.
-        perform pg_advisory_xact_lock(hashtextextended('tokenlib staff ' || p_actor, 0));
         -- A replay gives nothing, so it needs no room.
         if p_key is null or not exists (select from public.ai_token_events
             where organization_id = p_organization and idempotency_key = p_key) then
@@ -385,7 +391,9 @@ $$;
 -- Keeps the result of a verification of everybody.
 create function tokenlib.record_verification(p_wallets bigint, p_entries bigint, p_problems bigint)
 returns void
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_verifications (at, wallets, entries, problems)
-    values (tokenlib.clock(), p_wallets, p_entries, p_problems)
+    values (tokenlib.clock(), p_wallets, p_entries, p_problems);
+end
 $$;

@@ -145,10 +145,12 @@ $$;
 create function tokenlib.may_end(
     p_standing text, p_caller uuid, p_organization uuid, p_reservation uuid
 ) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select p_standing = 'key' or exists (select from public.ai_token_api_requests
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return p_standing = 'key' or exists (select from public.ai_token_api_requests
         where organization_id = p_organization and caller_id = p_caller and verb = 'reserve'
-            and subject_id = p_reservation)
+            and subject_id = p_reservation);
+end
 $$;
 
 -- Everything that the API writes. Under one Idempotency-Key of a caller a thing is done once, and the
@@ -391,13 +393,16 @@ create function tokenlib.api_keys(p_caller uuid) returns table (
     limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
     old_until timestamptz, revoked_at timestamptz
 )
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
         k.seconds_between_requests, k.tokens_per_request, k.limit_users, k.created_at, k.expires_at,
         k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
-    order by k.created_at desc, k.id
+    order by k.created_at desc, k.id;
+end
 $$;
 
 -- Figures for a monitoring system, cheap enough to be asked every few seconds; the same whichever

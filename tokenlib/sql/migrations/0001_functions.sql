@@ -129,7 +129,8 @@ $$;
 
 -- Stores the figures of the wallet in hand. Nothing but these functions can.
 create function tokenlib.store_wallet(w public.ai_tokens, p_now timestamptz) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     update public.ai_tokens set
         balance = w.balance, reserved = w.reserved, total_used = w.total_used,
         total_allocated = w.total_allocated, refresh_date = w.refresh_date,
@@ -138,7 +139,8 @@ language sql set search_path = pg_catalog, pg_temp as $$
         log_number = w.log_number, log_hash = w.log_hash,
         event_number = w.event_number, event_hash = w.event_hash,
         last_entry_at = w.last_entry_at, updated_at = p_now
-    where organization_id = w.organization_id and id = w.id
+    where organization_id = w.organization_id and id = w.id;
+end
 $$;
 -- Grants and the usage that burns them. A charge does not touch grant rows: what it used waits in
 -- ai_tokens.pending and is drawn whenever the set of grants changes, in burn order: soonest to
@@ -312,8 +314,8 @@ begin
     end if;
 
     select count(*),
-        encode(sha256(string_agg(tokenlib.legacy_hash(l), ''::bytea order by l.created_at, l.id)),
-            'hex'),
+        encode(sha256(string_agg(tokenlib.legacy_hash(row(l.*)::public.ai_token_usage_log),
+            ''::bytea order by l.created_at, l.id)), 'hex'),
         coalesce(sum(l.tokens_deducted) filter (where l.created_at >= w.period_start), 0),
         count(*) filter (where l.user_id is null or u.id is null)
     into v_rows, v_digest, v_logged, v_orphans
@@ -365,16 +367,19 @@ $$;
 -- that somebody changed outside (a billing webhook) is applied. The caller holds the row lock.
 
 create function tokenlib.next_due(w public.ai_tokens) returns timestamptz
-language sql set search_path = pg_catalog, pg_temp as $$
-    select least(
-        w.refresh_date,
-        (select min(expires_at) from public.ai_token_reservations
-            where organization_id = w.organization_id and token_type = w.token_type
-                and state = 'held'),
-        (select min(case when arrived_at is null then effective_at
-                else expires_at end) from public.ai_token_grants
-            where organization_id = w.organization_id and token_type = w.token_type
-                and closed_at is null and (arrived_at is null or kind <> 'allowance')))
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_hold timestamptz;
+    v_grant timestamptz;
+begin
+    select min(expires_at) into v_hold from public.ai_token_reservations
+    where organization_id = w.organization_id and token_type = w.token_type and state = 'held';
+    select min(case when arrived_at is null then effective_at else expires_at end) into v_grant
+    from public.ai_token_grants
+    where organization_id = w.organization_id and token_type = w.token_type
+        and closed_at is null and (arrived_at is null or kind <> 'allowance');
+    return least(w.refresh_date, v_hold, v_grant);
+end
 $$;
 
 -- Ends a hold and gives back what was not used of it: to the balance, or, where its grant has
@@ -578,7 +583,8 @@ $$;
 create function tokenlib.record_refusal(
     a tokenlib.answer, p_now timestamptz
 ) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_refusals (organization_id, user_id, feature, rule, minute, token_type,
         needed, available, first_at, last_at, data)
     values (a.organization_id, a.user_id, a.feature, a.status,
@@ -587,7 +593,8 @@ language sql set search_path = pg_catalog, pg_temp as $$
             'allowed', a.allowed, 'mode', nullif(a.mode, 'enforce'))))
     on conflict (organization_id, user_id, feature, rule, minute) do update set
         count = ai_token_refusals.count + 1, last_at = excluded.last_at,
-        needed = excluded.needed, available = excluded.available, data = excluded.data
+        needed = excluded.needed, available = excluded.available, data = excluded.data;
+end
 $$;
 
 -- What is this key, in every table that has keys? ok: free. Holds come first: a hold on another
@@ -727,14 +734,16 @@ $$;
 create function tokenlib.blocked_until(
     p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
 ) returns timestamptz
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select last_at + interval '10 minutes' from (
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select last_at + interval '10 minutes' from (
         select last_at, sum(count) over (order by last_at desc, feature) as attempts
         from public.ai_token_refusals
         where organization_id = p_organization and user_id = p_user and rule = 'failed_attempt'
             and last_at > p_now - interval '10 minutes') as failed
     where attempts >= p_allowed
-    order by last_at desc limit 1
+    order by last_at desc limit 1);
+end
 $$;
 
 -- Limits of one user, counted from the log and the live holds under the user's lock.
@@ -1593,25 +1602,32 @@ end
 $$;
 
 -- Ends every period that is due, once, however many callers run it at the same time. Returns how
--- many wallets were brought up to date; at most p_limit, so that one call stays short.
+-- many wallets were brought up to date, those of at most p_limit organizations, so that one call stays
+-- short.
 create function tokenlib.refresh(p_organization uuid, p_limit integer) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_wallet record;
+    v_now timestamptz := tokenlib.clock();
+    v_organization uuid;
+    v_type text;
     v_count bigint := 0;
 begin
     -- In lock order; a wallet that somebody is using is brought up to date by that touch.
-    for v_wallet in
-        select a.organization_id, a.token_type from public.ai_tokens a
-        where a.due_at <= tokenlib.clock()
-            and (p_organization is null or a.organization_id = p_organization)
-            and exists (select from public.organizations o where o.id = a.organization_id)
-        order by a.organization_id, a.token_type = 'shared', a.token_type
-        limit p_limit
-        for no key update of a skip locked
+    for v_organization in
+        select distinct a.organization_id from public.ai_tokens a
+        join public.organizations o on o.id = a.organization_id
+        where a.due_at <= v_now and (p_organization is null or a.organization_id = p_organization)
+        order by a.organization_id limit p_limit
     loop
-        perform tokenlib.open_wallet(v_wallet.organization_id, v_wallet.token_type);
-        v_count := v_count + 1;
+        for v_type in
+            select token_type from public.ai_tokens
+            where organization_id = v_organization and due_at <= v_now
+            order by token_type = 'shared', token_type
+            for no key update skip locked
+        loop
+            perform tokenlib.open_wallet(v_organization, v_type);
+            v_count := v_count + 1;
+        end loop;
     end loop;
     return v_count;
 end
@@ -1859,9 +1875,11 @@ $$;
 -- Keeps the history of what the health view measured.
 create function tokenlib.record_latency(p_operation text, p_milliseconds double precision)
 returns void
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_latencies (measured_at, operation, milliseconds)
-    values (clock_timestamp(), p_operation, p_milliseconds)
+    values (clock_timestamp(), p_operation, p_milliseconds);
+end
 $$;
 -- What staff may do, decided here and not in the page that shows the button: each function takes the
 -- acting person and looks them up in tokenlib_staff before anything else happens. Support gives gifts
@@ -1898,18 +1916,22 @@ $$;
 create function tokenlib.record_change(
     p_organization uuid, p_action text, p_actor uuid, p_reason text, p_before jsonb, p_after jsonb
 ) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_changes (organization_id, action, actor, reason, before, after,
         created_at)
-    values (p_organization, p_action, p_actor::text, p_reason, p_before, p_after, tokenlib.clock())
+    values (p_organization, p_action, p_actor::text, p_reason, p_before, p_after, tokenlib.clock());
+end
 $$;
 
 -- What a person granted in the present UTC day, arrived or scheduled.
 create function tokenlib.granted_today(p_actor uuid) returns bigint
-language sql volatile set search_path = pg_catalog, pg_temp as $$
-    select coalesce(sum((data ->> 'amount')::bigint), 0)::bigint from public.ai_token_events
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select coalesce(sum((data ->> 'amount')::bigint), 0)::bigint from public.ai_token_events
     where kind in ('grant', 'grant_scheduled') and actor = p_actor::text
-        and created_at >= date_trunc('day', tokenlib.clock(), 'UTC')
+        and created_at >= date_trunc('day', tokenlib.clock(), 'UTC'));
+end
 $$;
 
 create function tokenlib.staff_grant(
@@ -1922,6 +1944,10 @@ declare
     v_granted bigint;
 begin
     perform tokenlib.require_reason(p_reason);
+    -- One grant of a support person at a time: two tabs cannot both see the same room. Their row, since
+    -- an advisory lock is a node's own on Citus.
+    perform from public.tokenlib_staff
+    where user_id = p_actor and role = 'support' for no key update;
     if tokenlib.require_staff(p_actor, '{admin,support}') = 'support' then
         if p_kind is distinct from 'gift' then
             raise exception 'Support gives gifts; an admin adds purchases and adjustments.'
@@ -1929,8 +1955,6 @@ begin
         elsif p_effective is not null then
             raise exception 'Support gives at once; an admin sets a date.' using errcode = 'TK403';
         end if;
-        -- One grant of a person at a time: two tabs cannot both see the same room.
-        perform pg_advisory_xact_lock(hashtextextended('tokenlib staff ' || p_actor, 0));
         -- A replay gives nothing, so it needs no room.
         if p_key is null or not exists (select from public.ai_token_events
             where organization_id = p_organization and idempotency_key = p_key) then
@@ -2250,9 +2274,11 @@ $$;
 -- Keeps the result of a verification of everybody.
 create function tokenlib.record_verification(p_wallets bigint, p_entries bigint, p_problems bigint)
 returns void
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
     insert into public.ai_token_verifications (at, wallets, entries, problems)
-    values (tokenlib.clock(), p_wallets, p_entries, p_problems)
+    values (tokenlib.clock(), p_wallets, p_entries, p_problems);
+end
 $$;
 -- Erases the metadata of one person: of their log rows, reservations and quests. Each wallet gets an
 -- entry first, with who, why and how many; the log's trigger lets nothing pass without it, and verify
@@ -2660,10 +2686,12 @@ $$;
 create function tokenlib.may_end(
     p_standing text, p_caller uuid, p_organization uuid, p_reservation uuid
 ) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-    select p_standing = 'key' or exists (select from public.ai_token_api_requests
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return p_standing = 'key' or exists (select from public.ai_token_api_requests
         where organization_id = p_organization and caller_id = p_caller and verb = 'reserve'
-            and subject_id = p_reservation)
+            and subject_id = p_reservation);
+end
 $$;
 
 -- Everything that the API writes. Under one Idempotency-Key of a caller a thing is done once, and the
@@ -2906,13 +2934,16 @@ create function tokenlib.api_keys(p_caller uuid) returns table (
     limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
     old_until timestamptz, revoked_at timestamptz
 )
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
         k.seconds_between_requests, k.tokens_per_request, k.limit_users, k.created_at, k.expires_at,
         k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
-    order by k.created_at desc, k.id
+    order by k.created_at desc, k.id;
+end
 $$;
 
 -- Figures for a monitoring system, cheap enough to be asked every few seconds; the same whichever

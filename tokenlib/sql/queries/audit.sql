@@ -85,7 +85,8 @@ where w.organization_id = any(%(ids)s) and w.event_number > 0
 -- name: log_chain
 -- One pass in the order of the index: what is compared is an entry and the one before it.
 with chained as (
-    select l, lag(hash, 1, '\x'::bytea) over in_order as before,
+    select row(l.*)::public.ai_token_usage_log as l,
+        lag(hash, 1, '\x'::bytea) over in_order as before,
         lag(number, 1, 0::bigint) over in_order as last
     from public.ai_token_usage_log l
     where organization_id = any(%(ids)s) and number is not null
@@ -128,7 +129,8 @@ where w.organization_id = any(%(ids)s)
 -- name: event_chain
 -- One pass in the order of the index: what is compared is an entry and the one before it.
 with chained as (
-    select e, lag(hash, 1, '\x'::bytea) over in_order as before,
+    select row(e.*)::public.ai_token_events as e,
+        lag(hash, 1, '\x'::bytea) over in_order as before,
         lag(number, 1, 0::bigint) over in_order as last
     from public.ai_token_events e
     where organization_id = any(%(ids)s)
@@ -376,8 +378,8 @@ where l.organization_id = any(%(ids)s) and l.metadata is null and l.metadata_dig
 -- The opening entry holds how many rows of the old system there were, and their digest.
 with legacy as (
     select organization_id, token_type, count(*) as rows,
-        encode(sha256(string_agg(tokenlib.legacy_hash(l), ''::bytea order by created_at, id)),
-            'hex') as digest
+        encode(sha256(string_agg(tokenlib.legacy_hash(row(l.*)::public.ai_token_usage_log),
+            ''::bytea order by created_at, id)), 'hex') as digest
     from public.ai_token_usage_log l
     where organization_id = any(%(ids)s) and number is null
     group by organization_id, token_type

@@ -14,7 +14,13 @@ select set_config('role', %(role)s, true),
         coalesce(jsonb_build_object('sub', %(user_id)s::text)::text, ''), true),
     -- Lists of 100,000 are sorted and grouped in memory; a server that gives more keeps that.
     set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 16384)
-        || 'kB', true)
+        || 'kB', true),
+    -- Citus hands on what SET LOCAL says, and not this.
+    coalesce(current_setting('citus.propagate_set_commands', true) = 'local', false) as spread
+
+-- name: spread
+-- Whether the tables lie on the nodes of a Citus, as `tokenlib migrate --citus` leaves them.
+select coalesce(current_setting('citus.propagate_set_commands', true) = 'local', false) as spread
 
 -- name: whoami
 select user_id, staff_role, organization_id, full_name, email from tokenlib.whoami()
