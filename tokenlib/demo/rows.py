@@ -184,7 +184,7 @@ def _params(seed: int, now: datetime, size: Size, catalog: Catalog) -> Params:
         "kinds": [types.index(feature.token_type) + 1 for feature in features],
         "tastes": [0.0, *accumulate(share / 100 for share in demand.TASTE.values())][:-1],
         "types": types,
-        "admin": PERSONAS["admin"].name,
+        "admin": str(PERSONAS["admin"].user_id),
         "member": member.user_id,
         "member_organization": member.organization_id,
     }

@@ -387,7 +387,8 @@ from (select o.*, pg_temp.moment(joined
     where number between %(first_number)s and %(last_number)s and plan = 'starter') as o
 
 -- name: by_time
-create index on tokenlib.demo_log using brin (created_at) with (pages_per_range = 32)
+create index on tokenlib.demo_log using brin (created_at) with (pages_per_range = 32);
+analyze tokenlib.demo_log
 
 -- name: indexes
 -- What stands in the way of ten million rows, to be put back just as it was; nothing where the owner

@@ -313,37 +313,45 @@ where (k.state, k.tokens, coalesce(e.tokens, k.tokens))
 -- name: reservation_terms
 -- Whose a reservation is, what for, under which key and until when: what its entries say. Metadata
 -- may be gone, since it can be erased.
-with ended as (
-    select organization_id, reservation_id as id, created_at as at from public.ai_token_usage_log
+-- Grouped and not joined: one pass, whatever the planner believes about how few holds there are.
+with parts as (
+    select organization_id, id, r, null::public.ai_token_events as e, null::timestamptz as at
+    from public.ai_token_reservations r where organization_id = any(%(ids)s)
+    union all
+    select organization_id, subject_id, null, e, null from public.ai_token_events e
+    where organization_id = any(%(ids)s) and kind = 'reserve'
+    union all
+    select organization_id, reservation_id, null, null, created_at from public.ai_token_usage_log
     where organization_id = any(%(ids)s) and reservation_id is not null
     union all
-    select organization_id, subject_id, created_at from public.ai_token_events
+    select organization_id, subject_id, null, null, created_at from public.ai_token_events
     where organization_id = any(%(ids)s) and kind in ('release', 'hold_expired')
+), holds as (
+    select organization_id, id, (array_agg(r) filter (where (r).id is not null))[1] as r,
+        (array_agg(e) filter (where (e).id is not null))[1] as e, max(at) as ended_at
+    from parts group by organization_id, id
 )
-select r.organization_id, e.token_type, 'reservation_terms_differ' as kind,
-    'reservation ' || r.id as entry, 'its entries say otherwise: ' || p.names as detail
-from public.ai_token_reservations r
-join public.ai_token_events e on e.organization_id = r.organization_id and e.kind = 'reserve'
-    and e.subject_id = r.id
-left join ended on ended.organization_id = r.organization_id and ended.id = r.id
+select organization_id, (e).token_type, 'reservation_terms_differ' as kind,
+    'reservation ' || h.id as entry, 'its entries say otherwise: ' || p.names as detail
+from holds h
 cross join lateral (
     select string_agg(name, ', ') as names
     from (values
-        ('token_type', r.token_type <> e.token_type),
-        ('user_id', r.user_id::text <> e.actor),
-        ('feature', r.feature <> e.reason),
-        ('units', r.units is distinct from (e.data ->> 'units')::bigint),
-        ('waived', r.waived is distinct from (e.data ->> 'waived')::bigint),
-        ('idempotency_key', r.idempotency_key is distinct from e.data ->> 'idempotency_key'),
-        ('request_hash', encode(r.request_hash, 'hex') is distinct from e.data ->> 'request_hash'),
-        ('metadata', r.metadata is not null and encode(tokenlib.digest(r.metadata), 'hex')
-            is distinct from e.data ->> 'metadata_digest'),
-        ('created_at', r.created_at <> e.created_at),
-        ('expires_at', r.expires_at is distinct from (e.data ->> 'expires_at')::timestamptz),
-        ('resolved_at', r.resolved_at is distinct from ended.at)
+        ('token_type', (h.r).token_type <> (h.e).token_type),
+        ('user_id', (h.r).user_id::text <> (h.e).actor),
+        ('feature', (h.r).feature <> (h.e).reason),
+        ('units', (h.r).units is distinct from ((h.e).data ->> 'units')::bigint),
+        ('waived', (h.r).waived is distinct from ((h.e).data ->> 'waived')::bigint),
+        ('idempotency_key', (h.r).idempotency_key is distinct from (h.e).data ->> 'idempotency_key'),
+        ('request_hash', encode((h.r).request_hash, 'hex') is distinct from (h.e).data ->> 'request_hash'),
+        ('metadata', (h.r).metadata is not null and encode(tokenlib.digest((h.r).metadata), 'hex')
+            is distinct from (h.e).data ->> 'metadata_digest'),
+        ('created_at', (h.r).created_at <> (h.e).created_at),
+        ('expires_at', (h.r).expires_at is distinct from ((h.e).data ->> 'expires_at')::timestamptz),
+        ('resolved_at', (h.r).resolved_at is distinct from h.ended_at)
     ) as compared (name, wrong)
     where wrong) as p
-where r.organization_id = any(%(ids)s) and p.names is not null
+where (h.r).id is not null and (h.e).id is not null and p.names is not null
 
 -- name: keys
 -- One key, one charge or grant: what the unique indexes promise, recomputed.
