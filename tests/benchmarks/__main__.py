@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import api, gate
+from tests.benchmarks import api, gate, memory
 
 RESULT = Path(__file__).parents[2] / "build" / "bench.json"
-PARTS = {"gate": gate, "api": api}
+PARTS = {"gate": gate, "api": api, "memory": memory}
 
 
 def main() -> int:

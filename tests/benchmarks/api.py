@@ -8,30 +8,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
-from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import jwt
 import psycopg
 
-from tests.api.callers import AUDIENCE, ISSUER, PEPPER, SECRET
+from tests.api.callers import PEPPER, SECRET, claims
 from tests.benchmarks import machine
 from tests.benchmarks.api_server import NOTHING
 from tests.benchmarks.http_load import Load, request
 from tests.benchmarks.measure import Side, Target, ratio, table, take_turns
+from tests.benchmarks.server import served
 from tests.benchmarks.wallets import FEATURE, World, prepare
-from tests.serving import ROOT
 from tokenlib import connect
 from tokenlib.config import Settings
 from tokenlib.embedded import SUPERUSER, Embedded
@@ -40,8 +32,6 @@ from tokenlib.tokens import EMBEDDED_DATABASE, Tokens
 CONNECTIONS = 32
 WORKERS = (1, 2)
 LEAST = 0.6
-READY_SECONDS = 60.0
-STOP_SECONDS = 30.0
 VALID_SECONDS = 3600
 Requests = list[tuple[bytes, bytes]]
 
@@ -70,14 +60,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         owner.execute("vacuum analyze")
         about = machine.about(folder, owner)
         print(machine.lines(about))
-        requests = _requests(world, _key(tokens, owner))
+        requests = requests_of(world, key_for_all(tokens, owner))
         charged = 0
         best: dict[int, dict[str, Side]] = {}
         for workers in [options.workers] if options.workers else WORKERS:
             owner.execute("checkpoint")
             with ExitStack() as serving:
-                port = serving.enter_context(_served(folder, workers))
-                load = Load(port, CONNECTIONS, serving)
+                command = ["-m", "tests.benchmarks.api_server", "{port}", str(workers)]
+                server = serving.enter_context(served(folder, command))
+                load = Load(server.port, CONNECTIONS, serving)
                 sides = {
                     name: Side(name, partial(load.turn, some)) for name, some in requests.items()
                 }
@@ -113,19 +104,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _key(tokens: Tokens, owner: psycopg.Connection[Any]) -> str:
+def key_for_all(tokens: Tokens, owner: psycopg.Connection[Any]) -> str:
     """The secret of an API key that may charge for everybody."""
     admin = uuid4()
     owner.execute(
         "insert into tokenlib_staff (user_id, email, full_name, role)"
-        " values (%s, 'admin@example.org', 'An admin', 'admin')",
-        (admin,),
+        " values (%s, %s, 'An admin', 'admin')",
+        (admin, f"{admin}@example.org"),
     )
     made = tokens.staff_create_key(admin, "bench", ["spend"], reason="measured")
     return str(made.secret)
 
 
-def _requests(world: World, secret: str) -> dict[str, Requests]:
+def requests_of(world: World, secret: str) -> dict[str, Requests]:
+    """What is sent, by what it is called."""
     key = {"Authorization": f"Bearer {secret}"}
     busy = [(world.busy, member) for member in world.members]
     nothing = request(f"/api{NOTHING}", key, _charge(busy[0][1]))
@@ -147,57 +139,7 @@ def _today(organization: UUID, user: UUID, key: dict[str, str]) -> tuple[bytes, 
 
 
 def _old(organization: UUID, user: UUID) -> tuple[bytes, bytes]:
-    claims = {
-        "sub": str(user),
-        "exp": int(time.time()) + VALID_SECONDS,
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-    }
+    said = claims(sub=str(user), exp=int(time.time()) + VALID_SECONDS)
     body = {"organizationId": str(organization), "featureUsed": FEATURE, "action": "deduct"}
-    signed = {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
+    signed = {"Authorization": f"Bearer {jwt.encode(said, SECRET, 'HS256')}"}
     return request("/api/v1/tokens/check-balance", signed, json.dumps(body).encode())
-
-
-@contextmanager
-def _served(folder: Path, workers: int) -> Iterator[int]:
-    """The server in processes of its own, once it answers; its port. Stopped afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    environment = {name: text for name, text in os.environ.items() if "TOKENLIB_" not in name} | {
-        "TOKENLIB_DATA_DIR": str(folder / "data"),
-        "TOKENLIB_JWT_SECRET": SECRET,
-        "TOKENLIB_JWT_ISSUER": ISSUER,
-        "TOKENLIB_JWT_AUDIENCE": AUDIENCE,
-        "TOKENLIB_KEY_PEPPER": PEPPER,
-    }
-    command = [sys.executable, "-m", "tests.benchmarks.api_server", str(port), str(workers)]
-    said = folder / "api.log"
-    with said.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, process_group=0
-        )
-    try:
-        until = time.monotonic() + READY_SECONDS
-        while not _ready(port):
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"The API did not start:\n{said.read_text()}")
-            time.sleep(0.1)  # between two looks, until the deadline
-        yield port
-        process.send_signal(signal.SIGTERM)
-        process.wait(STOP_SECONDS)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _ready(port: int) -> bool:
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/api/v1/ready")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
