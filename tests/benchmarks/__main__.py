@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import api, gate, memory
+from tests.benchmarks import api, gate, memory, questions, verify
 
 RESULT = Path(__file__).parents[2] / "build" / "bench.json"
-PARTS = {"gate": gate, "api": api, "memory": memory}
+PARTS = {"gate": gate, "api": api, "verify": verify, "questions": questions, "memory": memory}
 
 
 def main() -> int:

@@ -223,7 +223,7 @@ class Baselines:
         [found] = (
             self.connect()
             .execute(
-                f"select (select count(*) from {kind}.ai_token_usage_log),"  # noqa: S608 - ours
+                f"select (select count(*) from {kind}.ai_token_usage_log),"
                 f" (select sum(%s - balance) from {kind}.ai_tokens)".encode(),
                 (START,),
             )

@@ -1,0 +1,174 @@
+"""Every question at ten million log rows, beside plain SQL and beside itself at 100,000 rows.
+
+Two servers run side by side, with the same organizations and users, and are asked in turns. An
+answer and its plain SQL have to be the same, to the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+import psycopg
+
+from tests.benchmarks import machine
+from tests.benchmarks.asked import QUESTIONS, About, Question
+from tests.benchmarks.loaded import loaded
+from tests.benchmarks.measure import Target
+from tests.benchmarks.verify import LARGE, SMALL
+from tokenlib import connect, demo
+from tokenlib.config import Settings
+from tokenlib.embedded import SUPERUSER, Embedded
+from tokenlib.reports import Reports, Viewer
+from tokenlib.tokens import EMBEDDED_DATABASE, Tokens
+
+CALLS, AT_LEAST, SECONDS = 20, 5, 4.0
+PLAIN_CALLS = 3
+MILLISECONDS, SHARE_OF_PLAIN, OF_ITSELF = 100, 20, 1.5
+_ABOUT = """
+with recent as (
+    select organization_id, user_id, created_at from ai_token_usage_log
+    order by created_at desc limit 10000
+), sized as (
+    select organization_id, count(*) as charges from recent group by 1
+)
+select max(created_at) + interval '1 microsecond',
+    (select organization_id from sized order by charges desc, 1 limit 1),
+    (select organization_id from sized order by charges, 1 limit 1),
+    (select user_id from recent where organization_id = (
+        select organization_id from sized order by charges desc, 1 limit 1)
+     group by 1 order by count(*) desc, 1 limit 1)
+from recent
+"""
+
+
+class Plain(Reports):
+    """The same questions, answered from the log alone."""
+
+    @property
+    def _closed(self) -> str:
+        return ""
+
+
+@dataclass
+class Database:
+    """One of the two databases, and how to ask it."""
+
+    tokens: Tokens
+    owner: psycopg.Connection[Any]
+    about: About
+    times: dict[str, list[float]] = field(default_factory=dict)
+
+    def ask(self, question: Question, kind: type[Reports] = Reports) -> tuple[float, Any]:
+        """Milliseconds and answer, as an admin."""
+        admin = Viewer(demo.PERSONAS["admin"].user_id, "tokenlib_reader")
+        reports = kind(self.tokens.database, admin)
+        return _timed(lambda: question.ask(reports, self.about))
+
+    def plain(self, question: Question) -> tuple[float, Any]:
+        """The same by the operators' own SQL, as the owner; else from the log alone."""
+        if not question.plain:
+            return self.ask(question, Plain)
+        parameters = self.about.parameters(question.days)
+        statement = question.plain.encode()
+        return _timed(lambda: self.owner.execute(statement, parameters).fetchall())
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What can be said about this part."""
+    parser.add_argument("--rows", type=int, default=LARGE)
+    parser.add_argument("--only", help="questions whose name has this in it")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure and print; the figures, with the targets under `targets`."""
+    with ExitStack() as held:
+        small, large = (_opened(rows, held) for rows in (SMALL, options.rows))
+        about = machine.about(machine.home(), large.owner)
+        print(machine.lines(about))
+        print(
+            f"{'milliseconds':44}{'p95':>8}{'median':>8}{'plain':>9}{'of plain':>10}"
+            f"{'small':>8}{'of small':>10}"
+        )
+        found, targets = {}, []
+        for question in QUESTIONS:
+            if options.only and options.only not in question.name:
+                continue
+            row = _measured(question, small, large)
+            found[question.name] = row
+            fast = row["p95"] <= MILLISECONDS or row["p95"] * SHARE_OF_PLAIN <= row["plain"]
+            itself = row["of_small"] <= OF_ITSELF
+            targets += [
+                Target(f"{question.name}: slower than it may be", float(not fast), most=0),
+                Target(f"{question.name}: to itself when small", row["of_small"], most=OF_ITSELF),
+                Target(f"{question.name}: differs from plain SQL", float(row["wrong"]), most=0),
+            ]
+            marks = ("" if fast else " SLOW") + ("" if itself else " GROWS")
+            print(
+                f"{question.name:44}{row['p95']:>8.1f}{row['median']:>8.1f}{row['plain']:>9.1f}"
+                f"{row['p95'] / row['plain']:>10.3f}{row['small']:>8.1f}{row['of_small']:>10.2f}"
+                f"{marks}{' WRONG' if row['wrong'] else ''}",
+                flush=True,
+            )
+    met = sum(target.met for target in targets)
+    print(f"\n{met} of {len(targets)} targets met.")
+    return {**about, "questions": found, "targets": [target.figures() for target in targets]}
+
+
+def _opened(rows: int, held: ExitStack) -> Database:
+    folder, _ = loaded(rows)
+    tokens = held.enter_context(connect(settings=Settings(data_dir=folder / "data")))
+    conninfo = Embedded(folder / "data").conninfo(EMBEDDED_DATABASE, SUPERUSER)
+    owner = held.enter_context(psycopg.connect(conninfo, autocommit=True))
+    owner.execute("set timezone = 'UTC'")
+    closed = getattr(tokens, "close_usage", None)
+    if closed is not None:
+        start = time.monotonic()
+        closed()
+        print(f"{rows:,} rows: the past was closed in {time.monotonic() - start:.1f} s.")
+    [row] = owner.execute(_ABOUT).fetchall()
+    return Database(tokens, owner, About(*row))
+
+
+def _measured(question: Question, small: Database, large: Database) -> dict[str, Any]:
+    """Ask in turns, a first time each that does not count."""
+    _, answer = large.ask(question)
+    small.ask(question)
+    times: dict[str, list[float]] = {"large": [], "small": []}
+    began = time.monotonic()
+    while len(times["large"]) < CALLS:
+        if len(times["large"]) >= AT_LEAST and time.monotonic() - began > SECONDS:
+            break
+        times["large"].append(large.ask(question)[0])
+        times["small"].append(small.ask(question)[0])
+    plain, said = [], None
+    for _ in range(PLAIN_CALLS):
+        milliseconds, said = large.plain(question)
+        plain.append(milliseconds)
+        if sum(plain) > SECONDS * 1000:
+            break
+    same = question.same(answer) if question.same else answer
+    wrong = said is not None and same != said
+    if wrong:
+        print(f"{question.name}:\n  {str(same)[:300]}\n  {str(said)[:300]}", file=sys.stderr)
+    return {
+        "p95": quantiles(times["large"], n=20, method="inclusive")[18],
+        "median": median(times["large"]),
+        "plain": median(plain),
+        "small": median(times["small"]),
+        "of_small": median(times["large"]) / median(times["small"]),
+        "calls": len(times["large"]),
+        "wrong": wrong,
+    }
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    answer = call()
+    return (time.perf_counter() - start) * 1000, answer
