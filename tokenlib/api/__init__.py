@@ -15,7 +15,6 @@ from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from tokenlib.api import errors, openapi
 from tokenlib.api.auth import Authentication
@@ -41,17 +40,13 @@ def create_app(get_tokens: Callable[[], Tokens], settings: Settings) -> FastAPI:
         version=version("tokenlib-ai"),
         openapi_url=None,
         redirect_slashes=False,
-        generate_unique_id_function=_name,
     )
     api.state.get_tokens = get_tokens
     api.state.authentication = Authentication(settings, get_tokens)
     for each in ROUTERS:
-        api.include_router(each.router)
+        # Routes know their prefix, so one list will do: a router in a router is searched twice.
+        api.router.routes.extend(each.router.routes)
     api.openapi = partial(openapi.build, api)  # type: ignore[method-assign]  # as FastAPI's manual says
     errors.register(api)
     api.add_middleware(Guard, places=settings.api_places)
     return api
-
-
-def _name(route: APIRoute) -> str:
-    return f"old_{route.name}" if route.path in errors.OLD_PATHS else route.name

@@ -6,6 +6,7 @@ Its log is JSON, one object a line, each with the id of the request that it is a
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import multiprocessing
@@ -29,6 +30,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokenlib.api import create_app
 from tokenlib.api.errors import NO_PATH, problem, request_id
+from tokenlib.api.guard import Line
 from tokenlib.config import Settings
 from tokenlib.errors import TokenlibError
 from tokenlib.latency import pace
@@ -101,11 +103,11 @@ class Lines(logging.Formatter):
         }
         if name := request_id.get():
             line["requestId"] = name
-        said = record.getMessage()
-        if record.name == "tokenlib.api" and said.startswith("{"):
-            line |= json.loads(said)
+        said = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if isinstance(said, Line):
+            line |= said.said
         else:
-            line["message"] = said
+            line["message"] = record.getMessage()
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -153,6 +155,8 @@ def create() -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(gate.tend)
+        gc.collect()
+        gc.freeze()  # what is there by now stays: no collection need look at it again
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_tend_every_minute, gate)

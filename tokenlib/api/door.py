@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tokenlib import answers
 from tokenlib.api.auth import Authentication, Caller
-from tokenlib.api.errors import InFlight, MissingScope, NotYours, problem
+from tokenlib.api.errors import OLD_PATHS, InFlight, MissingScope, NotYours, problem
 from tokenlib.db import Row, statements
 from tokenlib.domain import Balance, Scope, plain
 from tokenlib.errors import InvalidInput, TokenlibError, UnknownFeature, UnknownOrganization
@@ -45,6 +45,11 @@ def needs(route: APIRoute) -> Needs:
     """What a route asks of its caller; a route that does not say is a mistake."""
     said: Needs = (route.openapi_extra or {})["x-needs"]
     return said
+
+
+def named(route: APIRoute) -> str:
+    """The operation's id in the description."""
+    return f"old_{route.name}" if route.path in OLD_PATHS else route.name
 
 
 class Door(APIRoute):

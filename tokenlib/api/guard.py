@@ -6,15 +6,15 @@ long it took; never a path with ids in it, a query, a body or a credential.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import time
+from typing import Any
 from uuid import uuid4
 
-import anyio
 from fastapi import HTTPException
-from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,12 +28,24 @@ _RETRY_SECONDS = 1
 # Answers while every place is taken: whether the process lives is no question of load.
 _ALWAYS = "/v1/health"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class Line:
+    """What there is to say of a request; JSON once somebody reads it."""
+
+    __slots__ = ("said",)
+
+    def __init__(self, said: dict[str, Any]) -> None:
+        self.said = said
+
+    def __str__(self) -> str:
+        return json.dumps(self.said)
 
 
 class Guard:
@@ -61,10 +73,11 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = name
-                for header, value in _HEADERS.items():
-                    headers.setdefault(header, value)
+                headers = list(message["headers"])
+                said = {header for header, _ in headers}
+                headers += [each for each in _HEADERS if each[0] not in said]
+                headers.append((b"x-request-id", name.encode()))
+                message["headers"] = headers
             await send(message)
 
         self._taken += 1
@@ -90,23 +103,24 @@ class Guard:
 
     def _bounded(self, receive: Receive) -> Receive:
         """The body as far as it is allowed: in size, and in how long it may take to arrive."""
-        size, give_up_at = 0, 0.0
+        size, give_up_at, whole = 0, 0.0, False
+        now = asyncio.get_running_loop().time
 
         async def receive_bounded() -> Message:
-            nonlocal size, give_up_at
-            give_up_at = give_up_at or anyio.current_time() + self._body_seconds
-            left = give_up_at - anyio.current_time()
-            message: Message | None = None
-            with anyio.move_on_after(max(left, 0)):
-                message = await receive()
-            if message is None:
-                raise HTTPException(408, "The body took too long to arrive.")
+            nonlocal size, give_up_at, whole
+            if whole:
+                # From now on only a disconnect may come, at any time.
+                return await receive()
+            give_up_at = give_up_at or now() + self._body_seconds
+            try:
+                async with asyncio.timeout_at(give_up_at):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, "The body took too long to arrive.") from None
             size += len(message.get("body", b""))
             if size > MAX_BODY_BYTES:
                 raise HTTPException(413, f"The body must be at most {MAX_BODY_BYTES} bytes.")
-            if not message.get("more_body", False):
-                # All of it is here: from now on only a disconnect may come, at any time.
-                give_up_at = float("inf")
+            whole = not message.get("more_body", False)
             return message
 
         return receive_bounded
@@ -122,7 +136,7 @@ class Guard:
             "milliseconds": round(seconds * 1000, 1),
             "caller": caller and f"{caller.kind} {caller.id}",
         }
-        self.log.info("%s", json.dumps(line))
+        self.log.info("%s", Line(line))
         if caller and 200 <= status < 500:  # not who only asks whether it lives
             pace.add("api", seconds * 1000)
 

@@ -8,11 +8,13 @@ from uuid import UUID, uuid4
 from fastapi import APIRouter, HTTPException, Path
 
 from tokenlib.api import schemas as s
-from tokenlib.api.door import Door, Read, Write, door
+from tokenlib.api.door import Door, Read, Write, door, named
 from tokenlib.db import Row
 from tokenlib.keys import digest, new_secret, start
 
-router = APIRouter(prefix="/v1/keys", tags=["API keys"], route_class=Door)
+router = APIRouter(
+    prefix="/v1/keys", tags=["API keys"], route_class=Door, generate_unique_id_function=named
+)
 
 KeyId = Annotated[UUID, Path(alias="keyId")]
 

@@ -7,10 +7,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from tokenlib.api import docs, metrics
 from tokenlib.api import schemas as s
-from tokenlib.api.door import Door, Read, door
+from tokenlib.api.door import Door, Read, door, named
 from tokenlib.errors import TokenlibError
 
-router = APIRouter(prefix="/v1", tags=["Operating"], route_class=Door)
+router = APIRouter(
+    prefix="/v1", tags=["Operating"], route_class=Door, generate_unique_id_function=named
+)
 
 
 @router.get("/health", openapi_extra=door("nobody"))

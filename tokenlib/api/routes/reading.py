@@ -12,11 +12,13 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query
 
 from tokenlib.api import schemas as s
-from tokenlib.api.door import Door, OrganizationId, Read, door
+from tokenlib.api.door import Door, OrganizationId, Read, door, named
 from tokenlib.api.errors import NotYours
 from tokenlib.errors import InvalidInput
 
-router = APIRouter(prefix="/v1", tags=["Reading"], route_class=Door)
+router = APIRouter(
+    prefix="/v1", tags=["Reading"], route_class=Door, generate_unique_id_function=named
+)
 
 TokenType = Annotated[
     str,

@@ -9,14 +9,19 @@ from fastapi import APIRouter, Body, Path, Query
 
 from tokenlib import answers
 from tokenlib.api import schemas as s
-from tokenlib.api.door import Door, OrganizationId, Read, Write, door
+from tokenlib.api.door import Door, OrganizationId, Read, Write, door, named
 from tokenlib.api.errors import NotYours
 from tokenlib.db import Row
 from tokenlib.domain import MAX_UNITS
 from tokenlib.errors import UnknownFeature
 from tokenlib.inputs import metadata as checked
 
-router = APIRouter(prefix="/v1/organizations/{organizationId}", tags=["Spending"], route_class=Door)
+router = APIRouter(
+    prefix="/v1/organizations/{organizationId}",
+    tags=["Spending"],
+    route_class=Door,
+    generate_unique_id_function=named,
+)
 
 ReservationId = Annotated[UUID, Path(alias="reservationId")]
 UsageId = Annotated[UUID, Path(alias="usageId")]

@@ -13,9 +13,11 @@ from fastapi import APIRouter, Path
 
 from tokenlib import answers
 from tokenlib.api import schemas as s
-from tokenlib.api.door import Door, OrganizationId, Write, door
+from tokenlib.api.door import Door, OrganizationId, Write, door, named
 
-router = APIRouter(prefix="/v1", tags=["Staff"], route_class=Door)
+router = APIRouter(
+    prefix="/v1", tags=["Staff"], route_class=Door, generate_unique_id_function=named
+)
 
 UserId = Annotated[UUID, Path(alias="userId")]
 

@@ -14,14 +14,16 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from tokenlib.api.auth import Authentication, Caller
-from tokenlib.api.door import count_failure, door
+from tokenlib.api.door import count_failure, door, named
 from tokenlib.api.errors import NOT_YOURS, old_problem
 from tokenlib.api.old_schemas import CheckBalance, Deduction, HasTokens, StatsAnswer, StatsQuery
 from tokenlib.db import statements
 from tokenlib.errors import InsufficientTokens
 from tokenlib.tokens import Tokens
 
-router = APIRouter(prefix="/v1/tokens", tags=["The two old endpoints"])
+router = APIRouter(
+    prefix="/v1/tokens", tags=["The two old endpoints"], generate_unique_id_function=named
+)
 
 
 async def _caller(request: Request) -> UUID:
