@@ -19,6 +19,7 @@ from tokenlib.keys import KeyVerbs
 from tokenlib.plans import PlanVerbs
 from tokenlib.previews import PreviewVerbs
 from tokenlib.retry import Retry
+from tokenlib.rollups import RollupVerbs
 from tokenlib.staff import StaffVerbs
 
 EMBEDDED_DATABASE = "tokenlib"
@@ -27,7 +28,7 @@ EMBEDDED_DATABASE = "tokenlib"
 _SWITCHED_DEADLINE_SECONDS = 1.0
 
 
-class Tokens(GateVerbs, PlanVerbs, StaffVerbs, KeyVerbs, PreviewVerbs, AuditVerbs):
+class Tokens(GateVerbs, PlanVerbs, StaffVerbs, KeyVerbs, PreviewVerbs, AuditVerbs, RollupVerbs):
     """The gate on one database. Thread-safe. Close it, or use it as a context manager."""
 
     def __init__(

@@ -47,7 +47,14 @@ INTERNAL = {
     "tokenlib_staff",
     "ai_token_api_keys",
     "ai_token_api_requests",
+    "ai_token_usage_active",
+    "ai_token_usage_closed",
+    "ai_token_usage_kept",
+    "ai_token_usage_seen",
+    "ai_token_usage_sums",
+    "ai_token_usage_windows",
 }
+NOBODY = [UUID(int=0)]
 HOST = {"organizations", "user_profiles"}
 TABLES = BOOKS | CATALOG | INTERNAL | HOST
 
@@ -64,10 +71,12 @@ VERBS = {
     "balances",
     "can_use",
     "change_plan",
+    "close_usage",
     "create_organization",
     "deduct",
     "deduct_reservation",
     "erase_metadata",
+    "forget_usage",
     "grant_tokens",
     "has_enough",
     "initialize",
@@ -103,9 +112,19 @@ VERBS = {
 }
 # What reads and computes, and writes nothing.
 HASHES = {"clock", "digest", "event_hash", "legacy_hash", "microseconds", "usage_hash"}
+# What reads the rollups, as far as who asks may see them.
+ROLLUPS = {
+    "active_between",
+    "bars",
+    "top_usage",
+    "usage_bars",
+    "usage_between",
+    "usage_closed",
+    "usage_raw",
+}
 MAY_EXECUTE = {
-    "tokenlib_service": VERBS | HASHES | {"uid", "whoami"},
-    "tokenlib_reader": HASHES | {"is_staff", "uid", "whoami"},
+    "tokenlib_service": VERBS | HASHES | ROLLUPS | {"uid", "whoami"},
+    "tokenlib_reader": HASHES | ROLLUPS | {"is_staff", "uid", "whoami"},
     "authenticated": {"clock", "my_organizations", "uid", "whoami"},
     "anon": set[str](),
 }
@@ -137,6 +156,12 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
             "select tokenlib.save_quest(%s, %s, 'A quest', '', 'Q1', 1, '{}')", (organization, user)
         )
     owner.execute("select tokenlib.record_latency('check', 1)")
+    owner.execute("insert into ai_token_usage_closed (closed_to) values (now())")
+    owner.execute("insert into ai_token_usage_sums values (%s, '', '', now(), 1, 1, 1, 1)", NOBODY)
+    owner.execute("insert into ai_token_usage_kept values (%s, now())", NOBODY)
+    owner.execute("insert into ai_token_usage_windows values (%s, gen_random_uuid(), 1, 1, 1)", NOBODY)
+    owner.execute("insert into ai_token_usage_active values (1, now(), 1, 1)")
+    owner.execute("insert into ai_token_usage_seen values (%s, now())", NOBODY)
     tokens.verify()
     owner.execute(
         "insert into tokenlib_staff (user_id, email, full_name, role)"

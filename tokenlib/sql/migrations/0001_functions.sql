@@ -2998,3 +2998,530 @@ begin
     from public.ai_token_verifications v order by v.at desc limit 1);
 end
 $$;
+-- The rollups of the log, closed step by step (five minutes) while charges are being written, with
+-- nothing added to a charge. A charge has its transaction id before it reads the clock (it locks its
+-- wallet first), and created_at is not before that. So: read the clock, then take a snapshot; every
+-- transaction that may still write before that time has an id below the snapshot's end. Once a later
+-- snapshot finds all of those over, the time before is closed.
+
+-- Folds what lies from p_from to p_to into the sums: of everybody, or of the organizations named.
+-- What stood at p_from is the base.
+create function tokenlib.fold_sums(
+    p_organizations uuid[], p_step interval, p_from timestamptz, p_to timestamptz
+) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_usage_sums
+        (organization_id, feature, token_type, at, uses, tokens, waived, refunded)
+    select f.organization_id, f.feature, f.token_type, f.at,
+        coalesce(b.uses, 0) + sum(f.uses) over before,
+        coalesce(b.tokens, 0) + sum(f.tokens) over before,
+        coalesce(b.waived, 0) + sum(f.waived) over before,
+        coalesce(b.refunded, 0) + sum(f.refunded) over before
+    from (
+        select organization_id, feature, token_type, start + p_step as at,
+            sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
+            sum(waived)::bigint as waived, sum(refunded)::bigint as refunded
+        from (
+            select case when p_organizations is null
+                    then '00000000-0000-0000-0000-000000000000' else organization_id end
+                    as organization_id,
+                feature_used as feature, token_type,
+                date_bin(p_step, created_at, '2000-01-01 00:00Z') as start,
+                count(*) as uses, sum(tokens_deducted) as tokens, sum(tokens_waived) as waived,
+                0 as refunded
+            from public.ai_token_usage_log
+            where created_at >= p_from and created_at < p_to
+                and (p_organizations is null or organization_id = any (p_organizations))
+            group by 1, 2, 3, 4
+            union all
+            select case when p_organizations is null
+                    then '00000000-0000-0000-0000-000000000000' else organization_id end,
+                coalesce(data ->> 'feature', ''), token_type,
+                date_bin(p_step, created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(balance_change)
+            from public.ai_token_events
+            where kind = 'refund' and created_at >= p_from and created_at < p_to
+                and (p_organizations is null or organization_id = any (p_organizations))
+            group by 1, 2, 3, 4
+        ) as entries
+        group by 1, 2, 3, 4
+    ) as f
+    left join lateral (
+        select * from public.ai_token_usage_sums s
+        where s.organization_id = f.organization_id and s.feature = f.feature
+            and s.token_type = f.token_type and s.at <= p_from
+        order by s.at desc limit 1) as b on true
+    window before as (partition by f.organization_id, f.feature, f.token_type order by f.at)
+$$;
+
+-- Organizations with 10,000 charges in 30 days are kept from then on; their past is folded once.
+create function tokenlib.fold_kept(p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_ids uuid[];
+    v_from timestamptz;
+begin
+    for v_from, v_ids in
+        select closed_to, array_agg(organization_id) from public.ai_token_usage_kept
+        where closed_to < p_to group by closed_to
+    loop
+        perform tokenlib.fold_sums(v_ids, '15 minutes', v_from, p_to);
+    end loop;
+    update public.ai_token_usage_kept set closed_to = p_to where closed_to < p_to;
+    select array_agg(organization_id) into v_ids from public.ai_token_usage_windows w
+    where user_id = '00000000-0000-0000-0000-000000000000' and days = 30 and uses >= 10000
+        and not exists (select from public.ai_token_usage_kept k
+            where k.organization_id = w.organization_id);
+    if v_ids is not null then
+        perform tokenlib.fold_sums(v_ids, '15 minutes', '-infinity', p_to);
+        insert into public.ai_token_usage_kept (organization_id, closed_to)
+        select id, p_to from unnest(v_ids) as id;
+    end if;
+end
+$$;
+
+-- Moves the ends of each window: what enters is added, what leaves is taken off. p_from null: what
+-- lies in them at p_to, counted anew.
+create function tokenlib.fold_windows(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    delete from public.ai_token_usage_windows where p_from is null;
+    insert into public.ai_token_usage_windows as w (organization_id, user_id, days, uses, tokens)
+    select organization_id, coalesce(user_id, '00000000-0000-0000-0000-000000000000'), days,
+        sum(uses), sum(tokens)
+    from (
+        select l.organization_id,
+            coalesce(l.user_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff') as user_id, d.days,
+            d.sign * count(*) as uses, d.sign * sum(l.tokens_deducted) as tokens
+        from (
+            select n as days, 1 as sign,
+                coalesce(p_from, p_to - n * interval '24 hours') as since, p_to as until
+            from unnest(array[1, 7, 30, 90]) as n
+            union all
+            select n, -1, p_from - n * interval '24 hours', p_to - n * interval '24 hours'
+            from unnest(array[1, 7, 30, 90]) as n
+            where p_from is not null
+        ) as d
+        join public.ai_token_usage_log l on l.created_at >= d.since and l.created_at < d.until
+        group by l.organization_id, l.user_id, d.days, d.sign
+    ) as moved
+    group by grouping sets ((organization_id, user_id, days), (organization_id, days))
+    on conflict (organization_id, user_id, days) do update
+        set uses = w.uses + excluded.uses, tokens = w.tokens + excluded.tokens;
+    -- By the two indexes.
+    delete from public.ai_token_usage_windows where days in (1, 7, 30, 90) and tokens = 0
+        and uses = 0 and user_id = '00000000-0000-0000-0000-000000000000';
+    delete from public.ai_token_usage_windows where days in (1, 7, 30, 90) and tokens = 0
+        and uses = 0 and user_id <> '00000000-0000-0000-0000-000000000000';
+$$;
+
+-- An organization counts in a window from its charge on until `days` later, and not twice where the
+-- charge before it counts still: so each charge changes the counts at two moments, both known now.
+create function tokenlib.fold_active(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    with steps as (
+        select distinct organization_id,
+            date_bin('5 minutes', created_at, '2000-01-01 00:00Z') as start
+        from public.ai_token_usage_log
+        where created_at >= p_from and created_at < p_to
+    ), chained as (
+        select s.start, coalesce(
+            lag(s.start) over (partition by s.organization_id order by s.start),
+            date_bin('5 minutes', n.last_at, '2000-01-01 00:00Z')) as before
+        from steps s
+        left join public.ai_token_usage_seen n on n.organization_id = s.organization_id
+    )
+    insert into public.ai_token_usage_active as a (days, at, change)
+    select d.days, m.at + interval '5 minutes', sum(m.change)
+    from chained c
+    cross join unnest(array[1, 7, 30, 90]) as d (days)
+    cross join lateral (values
+        (greatest(c.start, c.before + d.days * interval '24 hours'), 1),
+        (c.start + d.days * interval '24 hours', -1)) as m (at, change)
+    group by 1, 2
+    on conflict (days, at) do update set change = a.change + excluded.change;
+
+    update public.ai_token_usage_active a set active = r.active
+    from (
+        select days, at, coalesce((
+                select b.active from public.ai_token_usage_active b
+                where b.days = f.days and b.at <= p_from
+                order by b.at desc limit 1), 0)
+            + sum(change) over (partition by days order by at) as active
+        from public.ai_token_usage_active f
+        where at > p_from and at <= p_to) as r
+    where a.days = r.days and a.at = r.at;
+
+    insert into public.ai_token_usage_seen as n (organization_id, last_at)
+    select organization_id, max(created_at) from public.ai_token_usage_log
+    where created_at >= p_from and created_at < p_to
+    group by 1
+    on conflict (organization_id) do update set last_at = excluded.last_at;
+$$;
+
+-- Closes what can be closed, at most p_most of time in one call; `behind` says that more is ready.
+-- Nothing where somebody else is at it. Whoever calls it again goes on where this ended.
+create function tokenlib.close_usage(p_most interval, out closed_to timestamptz, out behind boolean)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set timezone = 'UTC' set work_mem = '64MB' as $$
+declare
+    c public.ai_token_usage_closed;
+    v_from timestamptz;
+    v_ready timestamptz;
+    v_next timestamptz;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'usage is closed in read committed only' using errcode = '25001';
+    end if;
+    behind := false;
+    if not pg_try_advisory_xact_lock(7305404) then
+        return;
+    end if;
+    select * into c from public.ai_token_usage_closed;
+    if not found then
+        insert into public.ai_token_usage_closed default values;
+    end if;
+    if pg_snapshot_xmin(pg_current_snapshot()) >= c.next_xid then
+        v_from := coalesce(c.closed_to, date_bin('5 minutes', least(c.next_to,
+            (select min(created_at) from public.ai_token_usage_log),
+            (select min(created_at) from public.ai_token_events where kind = 'refund')),
+            '2000-01-01 00:00Z'));
+        v_ready := c.next_to;
+        c.closed_to := least(v_ready, v_from + p_most);
+        behind := c.closed_to < v_ready;
+        perform tokenlib.fold_sums(null, '5 minutes', v_from, c.closed_to);
+        perform tokenlib.fold_active(v_from, c.closed_to);
+        -- Of a long way only the last window is wanted.
+        if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
+            perform tokenlib.fold_windows(v_from, c.closed_to);
+            c.windows_to := c.closed_to;
+        elsif not behind then
+            perform tokenlib.fold_windows(null, c.closed_to);
+            c.windows_to := c.closed_to;
+        end if;
+        if c.windows_to = c.closed_to then
+            perform tokenlib.fold_kept(
+                date_bin('15 minutes', c.closed_to, '2000-01-01 00:00Z'));
+        end if;
+        if not behind then
+            c.next_to := null;
+            c.next_xid := null;
+        end if;
+    end if;
+    -- In this order, in statements of their own: the clock, then the snapshot. A minute of the past
+    -- is left, for a clock that is set back a little.
+    v_next := date_bin('5 minutes', tokenlib.clock() - interval '1 minute', '2000-01-01 00:00Z');
+    if c.next_to is null and (c.closed_to is null or c.closed_to < v_next) then
+        c.next_to := v_next;
+        c.next_xid := pg_snapshot_xmax(pg_current_snapshot());
+    end if;
+    update public.ai_token_usage_closed u set closed_to = c.closed_to, windows_to = c.windows_to,
+        next_to = c.next_to, next_xid = c.next_xid;
+    closed_to := c.closed_to;
+end
+$$;
+
+-- Forgets the rollups: the questions read the log again, and close_usage begins anew.
+create function tokenlib.forget_usage() returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pg_advisory_xact_lock(7305404);
+    delete from public.ai_token_usage_closed;
+    delete from public.ai_token_usage_sums;
+    delete from public.ai_token_usage_kept;
+    delete from public.ai_token_usage_windows;
+    delete from public.ai_token_usage_active;
+    delete from public.ai_token_usage_seen;
+end
+$$;
+-- What was used in a window, from the rollups and the raw rows at its edges, exact to the row: the
+-- same as the log alone answers, which is asked where nothing is closed. They run as who asks.
+
+-- The part of a window that the rollups answer: from `lo` to `hi`; both are p_until where there is
+-- none. p_organization null: everybody.
+create function tokenlib.usage_closed(
+    p_since timestamptz, p_until timestamptz, p_organization uuid,
+    out lo timestamptz, out hi timestamptz
+)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_step interval := case when p_organization is null then '5 minutes' else '15 minutes' end;
+begin
+    if p_organization is null then
+        select closed_to into hi from public.ai_token_usage_closed;
+    else
+        select closed_to into hi from public.ai_token_usage_kept
+        where organization_id = p_organization;
+    end if;
+    hi := least(hi, date_bin(v_step, p_until, '2000-01-01 00:00Z'));
+    lo := date_bin(v_step, p_since + v_step - interval '1 microsecond', '2000-01-01 00:00Z');
+    if hi is null or lo >= hi then
+        lo := p_until;
+        hi := p_until;
+    end if;
+end
+$$;
+
+-- By feature and wallet. The log is read by usage_by_time, or by usage_by_user for an organization.
+create function tokenlib.usage_between(
+    p_since timestamptz, p_until timestamptz, p_organization uuid
+) returns table (feature text, token_type text, uses bigint, tokens bigint, waived bigint,
+    refunded bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_scope uuid := coalesce(p_organization, '00000000-0000-0000-0000-000000000000');
+    v_lo timestamptz;
+    v_hi timestamptz;
+begin
+    select lo, hi into v_lo, v_hi from tokenlib.usage_closed(p_since, p_until, p_organization);
+    if v_lo < v_hi then
+        return query
+        with recursive keys as (
+            (select s.feature, s.token_type from public.ai_token_usage_sums s
+            where s.organization_id = v_scope
+            order by s.feature, s.token_type limit 1)
+            union all
+            select n.* from keys k
+            cross join lateral (
+                select s.feature, s.token_type from public.ai_token_usage_sums s
+                where s.organization_id = v_scope
+                    and (s.feature, s.token_type) > (k.feature, k.token_type)
+                order by s.feature, s.token_type limit 1) as n
+        )
+        select k.feature, k.token_type, h.uses - coalesce(l.uses, 0),
+            h.tokens - coalesce(l.tokens, 0), h.waived - coalesce(l.waived, 0),
+            h.refunded - coalesce(l.refunded, 0)
+        from keys k
+        cross join lateral (
+            select * from public.ai_token_usage_sums s
+            where s.organization_id = v_scope and s.feature = k.feature
+                and s.token_type = k.token_type and s.at <= v_hi
+            order by s.at desc limit 1) as h
+        left join lateral (
+            select * from public.ai_token_usage_sums s
+            where s.organization_id = v_scope and s.feature = k.feature
+                and s.token_type = k.token_type and s.at <= v_lo
+            order by s.at desc limit 1) as l on true
+        where h.at > v_lo;
+    end if;
+    if p_since < v_lo then
+        return query select * from tokenlib.usage_raw(p_since, v_lo, p_organization);
+    end if;
+    if v_hi < p_until then
+        return query select * from tokenlib.usage_raw(v_hi, p_until, p_organization);
+    end if;
+end
+$$;
+
+-- The same from the log alone.
+create function tokenlib.usage_raw(p_since timestamptz, p_until timestamptz, p_organization uuid)
+returns table (feature text, token_type text, uses bigint, tokens bigint, waived bigint,
+    refunded bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+begin
+    return query
+    select l.feature_used, l.token_type, count(*), sum(l.tokens_deducted)::bigint,
+        sum(l.tokens_waived)::bigint, 0::bigint
+    from public.ai_token_usage_log l
+    where l.created_at >= p_since and l.created_at < p_until
+        and (p_organization is null or l.organization_id = p_organization)
+    group by 1, 2
+    union all
+    select coalesce(e.data ->> 'feature', ''), e.token_type, 0::bigint, 0::bigint, 0::bigint,
+        sum(e.balance_change)::bigint
+    from public.ai_token_events e
+    where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
+        and (p_organization is null or e.organization_id = p_organization)
+    group by 1, 2;
+end
+$$;
+
+-- By hour, day or week of a time zone. A bar begins where the name of the bar changes, which is not
+-- always where its calendar says: some zones set the clock at midnight.
+create function tokenlib.usage_bars(
+    p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid
+) returns table (start timestamptz, feature text, token_type text, uses bigint, tokens bigint,
+    waived bigint, refunded bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_lo timestamptz;
+    v_hi timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select lo, hi into v_lo, v_hi from tokenlib.usage_closed(p_since, p_until, p_organization);
+    if v_lo < v_hi then
+        return query
+        select b.start, u.* from tokenlib.bars(p_since, p_until, p_bucket, p_zone) as b
+        cross join lateral tokenlib.usage_between(b.since, b.until, p_organization) as u;
+    else
+        return query
+        select date_trunc(p_bucket, l.created_at, p_zone), l.feature_used, l.token_type, count(*),
+            sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        from public.ai_token_usage_log l
+        where l.created_at >= p_since and l.created_at < p_until
+            and (p_organization is null or l.organization_id = p_organization)
+        group by 1, 2, 3
+        union all
+        select date_trunc(p_bucket, e.created_at, p_zone), coalesce(e.data ->> 'feature', ''),
+            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+        from public.ai_token_events e
+        where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
+            and (p_organization is null or e.organization_id = p_organization)
+        group by 1, 2, 3;
+    end if;
+end
+$$;
+
+create function tokenlib.bars(
+    p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text
+) returns table (start timestamptz, since timestamptz, until timestamptz)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    with points as (
+        select p_since as at
+        union all
+        -- Every change of the clock is at a quarter of an hour.
+        select q from generate_series(date_bin('15 minutes', p_since, '2000-01-01 00:00Z'),
+            p_until, interval '15 minutes') as q where p_bucket = 'hour'
+        union all
+        select d at time zone p_zone - back
+        from generate_series(date_trunc('day', p_since at time zone p_zone),
+            p_until at time zone p_zone + interval '1 day', interval '1 day') as d
+        cross join (values (interval '0'), (interval '1 hour')) as b (back)
+        where p_bucket <> 'hour'
+    ), named as (
+        select date_trunc(p_bucket, at, p_zone) as start, min(at) as since
+        from points where at >= p_since and at < p_until
+        group by 1
+    )
+    select start, since, lead(since, 1, p_until) over (order by since) from named
+$$;
+
+-- How many organizations were charged: from the counts that are kept for 1, 7, 30 and 90 days and
+-- corrected for who lies at the edges, or from when each was last seen.
+create function tokenlib.active_between(p_since timestamptz, p_until timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_days integer := case when p_until - p_since in (interval '24 hours', interval '168 hours',
+        interval '720 hours', interval '2160 hours', interval '1 day', interval '7 days',
+        interval '30 days', interval '90 days')
+        then round(extract(epoch from p_until - p_since) / 86400) end;
+    v_closed timestamptz := (select closed_to from public.ai_token_usage_closed);
+    v_hi timestamptz := least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z'));
+    v_count bigint;
+begin
+    if p_until >= v_closed and p_since < v_closed and v_days is null then
+        return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
+            + (select count(distinct l.organization_id) from public.ai_token_usage_log l
+                where l.created_at >= v_closed and l.created_at < p_until
+                    and not exists (select from public.ai_token_usage_seen n
+                        where n.organization_id = l.organization_id and n.last_at >= p_since));
+    elsif v_days is null or v_hi is null or v_hi <= p_since then
+        return (select count(*) from (select from public.ai_token_usage_log
+            where created_at >= p_since and created_at < p_until group by organization_id) as each);
+    end if;
+    select active into v_count from public.ai_token_usage_active
+    where days = v_days and at <= v_hi order by at desc limit 1;
+    return coalesce(v_count, 0)
+        + (select count(*) from (
+            select distinct organization_id from public.ai_token_usage_log
+            where created_at >= v_hi and created_at < p_until) as entered
+            where not exists (select from public.ai_token_usage_log l
+                where l.organization_id = entered.organization_id
+                    and l.created_at >= p_since and l.created_at < v_hi))
+        - (select count(*) from (
+            select distinct organization_id from public.ai_token_usage_log
+            where created_at >= v_hi - v_days * interval '24 hours' and created_at < p_since) as gone
+            where not exists (select from public.ai_token_usage_log l
+                where l.organization_id = gone.organization_id
+                    and l.created_at >= p_since and l.created_at < p_until));
+end
+$$;
+
+-- The organizations or users with the most tokens, in the order of tokens, uses and ids; `whole` is
+-- the tokens of everybody in the window. Who is among the first at the last closing or was charged since
+-- can be among the first now; so many more are looked at as may have fallen since.
+create function tokenlib.top_usage(
+    p_since timestamptz, p_until timestamptz, p_by_user boolean, p_limit bigint,
+    p_organization uuid
+) returns table (organization_id uuid, user_id uuid, uses bigint, tokens bigint, whole numeric)
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    c_all constant uuid := '00000000-0000-0000-0000-000000000000';
+    c_nobody constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    v_days integer := round(extract(epoch from p_until - p_since) / 86400);
+    v_from timestamptz;
+    v_to timestamptz;
+    v_whole numeric;
+begin
+    select windows_to into v_to from public.ai_token_usage_closed;
+    v_from := v_to - v_days * interval '24 hours';
+    -- A window of another length, or one that is not about now, is read from the log.
+    if v_to is null or v_days not in (1, 7, 30, 90)
+        or p_until - p_since <> v_days * interval '24 hours'
+        or p_until < v_to or p_since > v_to or p_since < v_from then
+        return query
+        select organization_id, case when p_by_user then user_id end, count(*),
+            sum(tokens_deducted)::bigint, sum(sum(tokens_deducted)) over ()
+        from public.ai_token_usage_log
+        where created_at >= p_since and created_at < p_until
+            and (p_organization is null or organization_id = p_organization)
+        group by 1, 2
+        order by 4 desc, 3 desc, 1, 2
+        limit p_limit;
+        return;
+    end if;
+    select sum(u.tokens) into v_whole
+    from tokenlib.usage_between(p_since, p_until, p_organization) as u;
+    return query
+    with moved as materialized (
+        select m.organization_id, m.user_id, sum(m.sign) as uses, sum(m.sign * m.tokens) as tokens
+        from (
+            select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
+                else c_all end as user_id, tokens_deducted as tokens, 1 as sign
+            from public.ai_token_usage_log
+            where created_at >= v_to and created_at < p_until
+                and (p_organization is null or organization_id = p_organization)
+            union all
+            select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
+                else c_all end, tokens_deducted, -1
+            from public.ai_token_usage_log
+            where created_at >= v_from and created_at < p_since
+                and (p_organization is null or organization_id = p_organization)
+        ) as m
+        group by 1, 2
+    ), first as (
+        select organization_id, user_id from (
+            (select w.organization_id, w.user_id, w.tokens, w.uses
+            from public.ai_token_usage_windows w
+            where not p_by_user and w.user_id = '00000000-0000-0000-0000-000000000000'
+                and w.days = v_days
+                and (p_organization is null or w.organization_id = p_organization)
+            order by w.tokens desc, w.uses desc, w.organization_id
+            limit p_limit + (select count(*) from moved))
+            union all
+            (select w.organization_id, w.user_id, w.tokens, w.uses
+            from public.ai_token_usage_windows w
+            where p_by_user and w.user_id <> '00000000-0000-0000-0000-000000000000'
+                and w.days = v_days
+                and (p_organization is null or w.organization_id = p_organization)
+            order by w.tokens desc, w.uses desc, w.organization_id, w.user_id
+            limit p_limit + (select count(*) from moved))
+        ) as w
+        union
+        select organization_id, user_id from moved
+    ), figures as (
+        select f.organization_id, case when f.user_id not in (c_all, c_nobody) then f.user_id end
+                as user_id,
+            coalesce(w.uses, 0) + coalesce(m.uses, 0) as uses,
+            coalesce(w.tokens, 0) + coalesce(m.tokens, 0) as tokens
+        from first f
+        left join public.ai_token_usage_windows w on w.organization_id = f.organization_id
+            and w.user_id = f.user_id and w.days = v_days
+        left join moved m on m.organization_id = f.organization_id and m.user_id = f.user_id
+    )
+    select f.organization_id, f.user_id, f.uses::bigint, f.tokens::bigint, v_whole
+    from figures f
+    where f.uses > 0
+    order by 4 desc, 3 desc, 1, 2
+    limit p_limit;
+end
+$$;

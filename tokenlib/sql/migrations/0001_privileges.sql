@@ -49,7 +49,8 @@ declare
         'ai_token_features', 'ai_token_packs'];
     v_internal text[] := array['ai_token_parameters', 'ai_token_limits', 'ai_token_changes',
         'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'ai_token_api_keys',
-        'ai_token_api_requests'];
+        'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
+        'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
     v_others text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles
@@ -129,7 +130,7 @@ begin
             'balances', 'has_enough', 'can_use', 'grant_tokens', 'initialize', 'change_plan',
             'record_failed_attempt', 'refresh', 'set_status', 'pause_user', 'set_mode', 'settle_finding',
             'create_organization', 'add_member', 'save_quest', 'advance_quest', 'record_latency',
-            'record_verification', 'staff_grant', 'staff_release', 'staff_refund',
+            'record_verification', 'close_usage', 'forget_usage', 'staff_grant', 'staff_release', 'staff_refund',
             'staff_change_plan', 'staff_set_status', 'staff_pause_user', 'staff_settle_finding',
             'staff_set_mode', 'staff_set_cost', 'staff_set_allowance', 'staff_set_limits',
             'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
@@ -137,6 +138,11 @@ begin
             'api_write', 'api_can_use', 'api_balances', 'api_keys', 'api_metrics',
             'clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest', 'microseconds') then
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
+        end if;
+        if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage',
+            'usage_closed', 'usage_raw', 'bars') then
+            execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
+                v_function.signature);
         end if;
         if v_function.name in ('clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest',
             'microseconds', 'is_staff') then

@@ -406,6 +406,74 @@ create table public.ai_token_verifications (
 );
 create index verifications_by_time on public.ai_token_verifications (at);
 
+-- Rollups: what the log and the refunds add up to, up to the moment that ai_token_usage_closed says;
+-- questions about everybody add the raw rows at the edges. Made from the log, so they can be made
+-- again from it: see tokenlib.close_usage.
+
+-- One row once usage was closed for the first time. Before `closed_to` no transaction can write any
+-- more; so it will be before `next_to` when every transaction below `next_xid` is over.
+create table public.ai_token_usage_closed (
+    only_row boolean primary key default true constraint one_closing check (only_row),
+    closed_to timestamptz,
+    windows_to timestamptz,                    -- what ai_token_usage_windows speaks of
+    next_to timestamptz,
+    next_xid xid8
+);
+
+-- Use since the beginning, as it stood at `at`: a window is the difference of two rows. Of everybody
+-- (the zero UUID) in steps of five minutes; of an organization that is kept, of fifteen. No row where a
+-- feature was not used in the step before `at`.
+create table public.ai_token_usage_sums (
+    organization_id uuid not null,
+    feature text not null,
+    token_type text not null,
+    at timestamptz not null,
+    uses bigint not null,
+    tokens bigint not null,
+    waived bigint not null,
+    refunded bigint not null,
+    primary key (organization_id, feature, token_type, at)
+);
+
+-- Organizations with sums of their own, so many charges have they, and up to when these go.
+create table public.ai_token_usage_kept (
+    organization_id uuid primary key,
+    closed_to timestamptz not null
+);
+
+-- What each organization and each user of one used in the last 1, 7, 30 and 90 days before windows_to.
+-- The zero UUID stands for all of the organization, the highest for "no user known".
+create table public.ai_token_usage_windows (
+    organization_id uuid not null,
+    user_id uuid not null,
+    days smallint not null,
+    uses bigint not null,
+    tokens bigint not null,
+    primary key (organization_id, user_id, days)
+);
+create index windows_by_organization on public.ai_token_usage_windows
+    (days, tokens desc, uses desc, organization_id)
+    where user_id = '00000000-0000-0000-0000-000000000000';
+create index windows_by_user on public.ai_token_usage_windows
+    (days, tokens desc, uses desc, organization_id, user_id)
+    where user_id <> '00000000-0000-0000-0000-000000000000';
+
+-- How many organizations were active in the `days` before `at`. Rows after closed_to hold the changes
+-- that are known already, of what leaves the window then.
+create table public.ai_token_usage_active (
+    days smallint not null,
+    at timestamptz not null,
+    change bigint not null,
+    active bigint,
+    primary key (days, at)
+);
+
+-- When each organization was last charged, before closed_to.
+create table public.ai_token_usage_seen (
+    organization_id uuid primary key,
+    last_at timestamptz not null
+);
+
 create table if not exists public.quests (
     id uuid not null default gen_random_uuid(),
     organization_id uuid not null,

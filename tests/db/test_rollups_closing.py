@@ -1,0 +1,110 @@
+"""A time is closed only when no transaction that could still write into it is open."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.db.conftest import Person
+from tokenlib import Tokens
+from tokenlib.testing import TestClock, TestDatabase
+
+STEP = timedelta(minutes=5)
+CHARGE = "select * from tokenlib.deduct(%s, %s, 'generate_insight', 1, null, null, false, null)"
+
+
+def charge(connection: psycopg.Connection, person: Person) -> UUID:
+    row = connection.execute(CHARGE, person).fetchone()
+    assert row is not None
+    assert row[0] == "ok"
+    return UUID(str(row[1]))
+
+
+def uses(tokens: Tokens, clock: TestClock) -> tuple[int, int]:
+    """From the rollups and the edges, and from the log alone."""
+    now = clock.now() + timedelta(seconds=1)
+    since = now - timedelta(days=1)
+    rows = tokens.database.rows(
+        "select (select coalesce(sum(uses), 0)"
+        " from tokenlib.usage_between(%(since)s, %(now)s, null)) as rollups,"
+        " (select count(*) from ai_token_usage_log"
+        " where created_at >= %(since)s and created_at < %(now)s) as log",
+        {"since": since, "now": now},
+    )
+    return rows[0]["rollups"], rows[0]["log"]
+
+
+def test_an_hour_stays_open_while_a_charge_of_it_is_not_committed(
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    tokens: Tokens,
+    noon: object,
+    pro: Person,
+    owner: psycopg.Connection,
+) -> None:
+    tokens.close_usage()
+    token_clock.advance(timedelta(minutes=2))
+    with token_database.connect() as late, late.transaction():
+        charge(late, pro)  # its clock stands before the step's end; its commit will not
+        token_clock.advance(2 * STEP)
+        closed = [tokens.close_usage() for _ in range(3)]
+        assert max(one for one in closed if one) <= token_clock.now() - 2 * STEP
+        assert uses(tokens, token_clock) == (0, 0)
+    assert uses(tokens, token_clock) == (1, 1)
+    assert tokens.close_usage() == token_clock.now() - timedelta(minutes=2)
+    assert uses(tokens, token_clock) == (1, 1)
+
+
+def test_closing_by_the_clock_alone_would_lose_the_late_charge(
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    tokens: Tokens,
+    noon: object,
+    pro: Person,
+    owner: psycopg.Connection,
+) -> None:
+    """The test above with the guard taken out: it is the guard that keeps the figures right."""
+    naive(owner)
+    tokens.close_usage()
+    token_clock.advance(timedelta(minutes=2))
+    with token_database.connect() as late, late.transaction():
+        charge(late, pro)
+        token_clock.advance(2 * STEP)
+        for _ in range(3):
+            tokens.close_usage()
+    assert uses(tokens, token_clock) == (0, 1)
+
+
+def naive(owner: psycopg.Connection) -> None:
+    """Let the closing ask the clock alone."""
+    row = owner.execute(
+        "select pg_get_functiondef('tokenlib.close_usage'::regproc)"
+    ).fetchone()
+    assert row is not None
+    guard = "pg_snapshot_xmin(pg_current_snapshot()) >= c.next_xid"
+    assert guard in row[0]
+    owner.execute(row[0].replace(guard, "c.next_xid is not null").encode())
+
+
+def test_a_charge_has_its_transaction_id_before_it_reads_the_clock(
+    token_database: TestDatabase, tokens: Tokens, pro: Person
+) -> None:
+    """What the closing stands on: else a charge could be dated before an end that it follows."""
+    tokens.deduct_tokens(*pro, "generate_insight")
+    with token_database.connect("postgres") as root:
+        root.execute(
+            "create or replace function tokenlib.clock() returns timestamptz language plpgsql"
+            " volatile set search_path = pg_catalog, pg_temp as $$ begin"
+            " if pg_current_xact_id_if_assigned() is null then raise exception 'no id yet'; end if;"
+            " return clock_timestamp(); end $$"
+        )
+    tokens.deduct_tokens(*pro, "generate_insight")
+    reservation = tokens.reserve(*pro, "generate_goal")
+    usage = tokens.deduct(reservation)
+    tokens.refund(usage, "a drill")
+    tokens.deduct_tokens(*pro, "generate_insight", idempotency_key="a key")
+    with pytest.raises(Exception, match="no id yet"):
+        tokens.get_all_token_balances(pro[0])

@@ -1,0 +1,234 @@
+-- The rollups of the log, closed step by step (five minutes) while charges are being written, with
+-- nothing added to a charge. A charge has its transaction id before it reads the clock (it locks its
+-- wallet first), and created_at is not before that. So: read the clock, then take a snapshot; every
+-- transaction that may still write before that time has an id below the snapshot's end. Once a later
+-- snapshot finds all of those over, the time before is closed.
+
+-- Folds what lies from p_from to p_to into the sums: of everybody, or of the organizations named.
+-- What stood at p_from is the base.
+create function tokenlib.fold_sums(
+    p_organizations uuid[], p_step interval, p_from timestamptz, p_to timestamptz
+) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_usage_sums
+        (organization_id, feature, token_type, at, uses, tokens, waived, refunded)
+    select f.organization_id, f.feature, f.token_type, f.at,
+        coalesce(b.uses, 0) + sum(f.uses) over before,
+        coalesce(b.tokens, 0) + sum(f.tokens) over before,
+        coalesce(b.waived, 0) + sum(f.waived) over before,
+        coalesce(b.refunded, 0) + sum(f.refunded) over before
+    from (
+        select organization_id, feature, token_type, start + p_step as at,
+            sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
+            sum(waived)::bigint as waived, sum(refunded)::bigint as refunded
+        from (
+            select case when p_organizations is null
+                    then '00000000-0000-0000-0000-000000000000' else organization_id end
+                    as organization_id,
+                feature_used as feature, token_type,
+                date_bin(p_step, created_at, '2000-01-01 00:00Z') as start,
+                count(*) as uses, sum(tokens_deducted) as tokens, sum(tokens_waived) as waived,
+                0 as refunded
+            from public.ai_token_usage_log
+            where created_at >= p_from and created_at < p_to
+                and (p_organizations is null or organization_id = any (p_organizations))
+            group by 1, 2, 3, 4
+            union all
+            select case when p_organizations is null
+                    then '00000000-0000-0000-0000-000000000000' else organization_id end,
+                coalesce(data ->> 'feature', ''), token_type,
+                date_bin(p_step, created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(balance_change)
+            from public.ai_token_events
+            where kind = 'refund' and created_at >= p_from and created_at < p_to
+                and (p_organizations is null or organization_id = any (p_organizations))
+            group by 1, 2, 3, 4
+        ) as entries
+        group by 1, 2, 3, 4
+    ) as f
+    left join lateral (
+        select * from public.ai_token_usage_sums s
+        where s.organization_id = f.organization_id and s.feature = f.feature
+            and s.token_type = f.token_type and s.at <= p_from
+        order by s.at desc limit 1) as b on true
+    window before as (partition by f.organization_id, f.feature, f.token_type order by f.at)
+$$;
+
+-- Organizations with 10,000 charges in 30 days are kept from then on; their past is folded once.
+create function tokenlib.fold_kept(p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_ids uuid[];
+    v_from timestamptz;
+begin
+    for v_from, v_ids in
+        select closed_to, array_agg(organization_id) from public.ai_token_usage_kept
+        where closed_to < p_to group by closed_to
+    loop
+        perform tokenlib.fold_sums(v_ids, '15 minutes', v_from, p_to);
+    end loop;
+    update public.ai_token_usage_kept set closed_to = p_to where closed_to < p_to;
+    select array_agg(organization_id) into v_ids from public.ai_token_usage_windows w
+    where user_id = '00000000-0000-0000-0000-000000000000' and days = 30 and uses >= 10000
+        and not exists (select from public.ai_token_usage_kept k
+            where k.organization_id = w.organization_id);
+    if v_ids is not null then
+        perform tokenlib.fold_sums(v_ids, '15 minutes', '-infinity', p_to);
+        insert into public.ai_token_usage_kept (organization_id, closed_to)
+        select id, p_to from unnest(v_ids) as id;
+    end if;
+end
+$$;
+
+-- Moves the ends of each window: what enters is added, what leaves is taken off. p_from null: what
+-- lies in them at p_to, counted anew.
+create function tokenlib.fold_windows(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    delete from public.ai_token_usage_windows where p_from is null;
+    insert into public.ai_token_usage_windows as w (organization_id, user_id, days, uses, tokens)
+    select organization_id, coalesce(user_id, '00000000-0000-0000-0000-000000000000'), days,
+        sum(uses), sum(tokens)
+    from (
+        select l.organization_id,
+            coalesce(l.user_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff') as user_id, d.days,
+            d.sign * count(*) as uses, d.sign * sum(l.tokens_deducted) as tokens
+        from (
+            select n as days, 1 as sign,
+                coalesce(p_from, p_to - n * interval '24 hours') as since, p_to as until
+            from unnest(array[1, 7, 30, 90]) as n
+            union all
+            select n, -1, p_from - n * interval '24 hours', p_to - n * interval '24 hours'
+            from unnest(array[1, 7, 30, 90]) as n
+            where p_from is not null
+        ) as d
+        join public.ai_token_usage_log l on l.created_at >= d.since and l.created_at < d.until
+        group by l.organization_id, l.user_id, d.days, d.sign
+    ) as moved
+    group by grouping sets ((organization_id, user_id, days), (organization_id, days))
+    on conflict (organization_id, user_id, days) do update
+        set uses = w.uses + excluded.uses, tokens = w.tokens + excluded.tokens;
+    -- By the two indexes.
+    delete from public.ai_token_usage_windows where days in (1, 7, 30, 90) and tokens = 0
+        and uses = 0 and user_id = '00000000-0000-0000-0000-000000000000';
+    delete from public.ai_token_usage_windows where days in (1, 7, 30, 90) and tokens = 0
+        and uses = 0 and user_id <> '00000000-0000-0000-0000-000000000000';
+$$;
+
+-- An organization counts in a window from its charge on until `days` later, and not twice where the
+-- charge before it counts still: so each charge changes the counts at two moments, both known now.
+create function tokenlib.fold_active(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    with steps as (
+        select distinct organization_id,
+            date_bin('5 minutes', created_at, '2000-01-01 00:00Z') as start
+        from public.ai_token_usage_log
+        where created_at >= p_from and created_at < p_to
+    ), chained as (
+        select s.start, coalesce(
+            lag(s.start) over (partition by s.organization_id order by s.start),
+            date_bin('5 minutes', n.last_at, '2000-01-01 00:00Z')) as before
+        from steps s
+        left join public.ai_token_usage_seen n on n.organization_id = s.organization_id
+    )
+    insert into public.ai_token_usage_active as a (days, at, change)
+    select d.days, m.at + interval '5 minutes', sum(m.change)
+    from chained c
+    cross join unnest(array[1, 7, 30, 90]) as d (days)
+    cross join lateral (values
+        (greatest(c.start, c.before + d.days * interval '24 hours'), 1),
+        (c.start + d.days * interval '24 hours', -1)) as m (at, change)
+    group by 1, 2
+    on conflict (days, at) do update set change = a.change + excluded.change;
+
+    update public.ai_token_usage_active a set active = r.active
+    from (
+        select days, at, coalesce((
+                select b.active from public.ai_token_usage_active b
+                where b.days = f.days and b.at <= p_from
+                order by b.at desc limit 1), 0)
+            + sum(change) over (partition by days order by at) as active
+        from public.ai_token_usage_active f
+        where at > p_from and at <= p_to) as r
+    where a.days = r.days and a.at = r.at;
+
+    insert into public.ai_token_usage_seen as n (organization_id, last_at)
+    select organization_id, max(created_at) from public.ai_token_usage_log
+    where created_at >= p_from and created_at < p_to
+    group by 1
+    on conflict (organization_id) do update set last_at = excluded.last_at;
+$$;
+
+-- Closes what can be closed, at most p_most of time in one call; `behind` says that more is ready.
+-- Nothing where somebody else is at it. Whoever calls it again goes on where this ended.
+create function tokenlib.close_usage(p_most interval, out closed_to timestamptz, out behind boolean)
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp set timezone = 'UTC' set work_mem = '64MB' as $$
+declare
+    c public.ai_token_usage_closed;
+    v_from timestamptz;
+    v_ready timestamptz;
+    v_next timestamptz;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'usage is closed in read committed only' using errcode = '25001';
+    end if;
+    behind := false;
+    if not pg_try_advisory_xact_lock(7305404) then
+        return;
+    end if;
+    select * into c from public.ai_token_usage_closed;
+    if not found then
+        insert into public.ai_token_usage_closed default values;
+    end if;
+    if pg_snapshot_xmin(pg_current_snapshot()) >= c.next_xid then
+        v_from := coalesce(c.closed_to, date_bin('5 minutes', least(c.next_to,
+            (select min(created_at) from public.ai_token_usage_log),
+            (select min(created_at) from public.ai_token_events where kind = 'refund')),
+            '2000-01-01 00:00Z'));
+        v_ready := c.next_to;
+        c.closed_to := least(v_ready, v_from + p_most);
+        behind := c.closed_to < v_ready;
+        perform tokenlib.fold_sums(null, '5 minutes', v_from, c.closed_to);
+        perform tokenlib.fold_active(v_from, c.closed_to);
+        -- Of a long way only the last window is wanted.
+        if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
+            perform tokenlib.fold_windows(v_from, c.closed_to);
+            c.windows_to := c.closed_to;
+        elsif not behind then
+            perform tokenlib.fold_windows(null, c.closed_to);
+            c.windows_to := c.closed_to;
+        end if;
+        if c.windows_to = c.closed_to then
+            perform tokenlib.fold_kept(
+                date_bin('15 minutes', c.closed_to, '2000-01-01 00:00Z'));
+        end if;
+        if not behind then
+            c.next_to := null;
+            c.next_xid := null;
+        end if;
+    end if;
+    -- In this order, in statements of their own: the clock, then the snapshot. A minute of the past
+    -- is left, for a clock that is set back a little.
+    v_next := date_bin('5 minutes', tokenlib.clock() - interval '1 minute', '2000-01-01 00:00Z');
+    if c.next_to is null and (c.closed_to is null or c.closed_to < v_next) then
+        c.next_to := v_next;
+        c.next_xid := pg_snapshot_xmax(pg_current_snapshot());
+    end if;
+    update public.ai_token_usage_closed u set closed_to = c.closed_to, windows_to = c.windows_to,
+        next_to = c.next_to, next_xid = c.next_xid;
+    closed_to := c.closed_to;
+end
+$$;
+
+-- Forgets the rollups: the questions read the log again, and close_usage begins anew.
+create function tokenlib.forget_usage() returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    perform pg_advisory_xact_lock(7305404);
+    delete from public.ai_token_usage_closed;
+    delete from public.ai_token_usage_sums;
+    delete from public.ai_token_usage_kept;
+    delete from public.ai_token_usage_windows;
+    delete from public.ai_token_usage_active;
+    delete from public.ai_token_usage_seen;
+end
+$$;
