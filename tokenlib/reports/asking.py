@@ -71,6 +71,12 @@ class Asking:
         moment: datetime = self._ask("health", "now")[0]["now"]
         return moment
 
+    @property
+    def _closed(self) -> str:
+        """What the name of a statement ends with that reads the rollups: members may not."""
+        viewer = self.viewer
+        return "_closed" if viewer is None or viewer.reader == "tokenlib_reader" else ""
+
     def _ask(self, noun: str, question: str, **params: Any) -> list[Row]:
         with self._asking() as ask:
             return ask(noun, question, **params)

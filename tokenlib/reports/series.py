@@ -38,8 +38,6 @@ class UsageTotals:
     uses: int
     tokens: int
     waived: int
-    organizations: int
-    users: int
     refunded: int
     net: int
 
@@ -103,10 +101,11 @@ class SeriesReports(Asking):
             raise InvalidInput("by", "must be feature, plan, organization, user or all")
         if bucket not in ("hour", "day", "week"):
             raise InvalidInput("bucket", "must be hour, day or week")
+        closed = self._closed if by in ("feature", "all") and not (user_id or plan) else ""
         with self._in_zone(timezone) as ask:
             rows = ask(
                 "series",
-                "series",
+                f"series{closed}",
                 **window(since, until),
                 by=by,
                 bucket=bucket,
@@ -128,7 +127,7 @@ class SeriesReports(Asking):
         """The sums of a window; ask again with the window before to compare."""
         rows = self._ask(
             "series",
-            "totals",
+            "totals" if user_id or plan else f"totals{self._closed}",
             **window(since, until),
             **_filters(organization_id, user_id, feature, plan),
         )

@@ -96,7 +96,7 @@ class UsageReports(Asking):
         """Uses and tokens per feature, the most tokens first."""
         rows = self._ask(
             "usage",
-            "by_feature",
+            f"by_feature{self._closed}",
             **window(since, until),
             organization_id=id_or_none(organization_id, "organization_id"),
         )
@@ -118,7 +118,7 @@ class UsageReports(Asking):
         with self._in_zone(timezone) as ask:
             rows = ask(
                 "usage",
-                "by_day",
+                f"by_day{self._closed}",
                 **window(since, until),
                 organization_id=id_or_none(organization_id, "organization_id"),
                 by_feature=by_feature,
@@ -130,7 +130,10 @@ class UsageReports(Asking):
     ) -> list[OrganizationSpend]:
         """The organizations that used the most tokens."""
         rows = self._ask(
-            "usage", "top_organizations", **window(since, until), limit=rows_at_most(limit)
+            "usage",
+            f"top_organizations{self._closed}",
+            **window(since, until),
+            limit=rows_at_most(limit),
         )
         return [OrganizationSpend(**row) for row in rows]
 
@@ -144,7 +147,7 @@ class UsageReports(Asking):
         """The users that used the most tokens, of everyone or of one organization."""
         rows = self._ask(
             "usage",
-            "top_users",
+            f"top_users{self._closed}",
             **window(since, until),
             limit=rows_at_most(limit),
             organization_id=id_or_none(organization_id, "organization_id"),
@@ -168,5 +171,5 @@ class UsageReports(Asking):
 
         Raises PermissionDenied for a member.
         """
-        rows = self._ask("usage", "cost_against_revenue", **window(since, until))
+        rows = self._ask("usage", f"cost_against_revenue{self._closed}", **window(since, until))
         return CostRevenue(**rows[0])

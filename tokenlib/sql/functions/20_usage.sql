@@ -17,7 +17,7 @@ begin
         select closed_to into hi from public.ai_token_usage_kept
         where organization_id = p_organization;
     end if;
-    hi := least(hi, date_bin(v_step, p_until, '2000-01-01 00:00Z'));
+    hi := case when hi is not null then least(hi, date_bin(v_step, p_until, '2000-01-01 00:00Z')) end;
     lo := date_bin(v_step, p_since + v_step - interval '1 microsecond', '2000-01-01 00:00Z');
     if hi is null or lo >= hi then
         lo := p_until;
@@ -170,7 +170,8 @@ declare
         interval '30 days', interval '90 days')
         then round(extract(epoch from p_until - p_since) / 86400) end;
     v_closed timestamptz := (select closed_to from public.ai_token_usage_closed);
-    v_hi timestamptz := least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z'));
+    v_hi timestamptz := case when v_closed is not null
+        then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
     v_count bigint;
 begin
     if p_until >= v_closed and p_since < v_closed and v_days is null then

@@ -6,25 +6,19 @@
 with windows (period, since, until) as (values
     ('now', %(since)s::timestamptz, %(until)s::timestamptz),
     ('before', %(before)s::timestamptz, %(since)s::timestamptz))
-select w.period, c.uses, c.tokens, c.organizations, r.refusals, f.refunds, f.refunded,
+select w.period, c.uses, c.tokens, tokenlib.active_between(w.since, w.until) as organizations,
+    r.refusals, c.refunded,
     round(c.tokens * p.token_cost_cents, 2) as cost_cents,
     round(m.monthly_cents * extract(epoch from w.until - w.since)
         / extract(epoch from interval '30 days'), 2) as revenue_cents
 from windows w
 cross join lateral (
     select coalesce(sum(uses), 0)::bigint as uses, coalesce(sum(tokens), 0)::bigint as tokens,
-        count(*) as organizations
-    from (select count(*) as uses, sum(tokens_deducted) as tokens
-        from public.ai_token_usage_log
-        where created_at >= w.since and created_at < w.until
-        group by organization_id) as each) as c
+        coalesce(sum(refunded), 0)::bigint as refunded
+    from tokenlib.usage_between(w.since, w.until, null)) as c
 cross join lateral (
     select coalesce(sum(count), 0)::bigint as refusals from public.ai_token_refusals
     where last_at >= w.since and last_at < w.until and data ->> 'mode' is null) as r
-cross join lateral (
-    select count(*) as refunds, coalesce(sum(balance_change), 0)::bigint as refunded
-    from public.ai_token_events
-    where kind = 'refund' and created_at >= w.since and created_at < w.until) as f
 cross join (
     select coalesce(sum(p.monthly_price_cents), 0) as monthly_cents
     from public.organizations o
@@ -32,36 +26,32 @@ cross join (
 cross join public.ai_token_parameters p
 
 -- name: days
--- A day without any of it has no row.
-select day, sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
-    sum(organizations)::bigint as organizations, sum(refusals)::bigint as refusals,
-    sum(refunded)::bigint as refunded,
-    round(sum(tokens) * (select token_cost_cents from public.ai_token_parameters), 2) as cost_cents
-from (
-    select day, sum(uses) as uses, sum(tokens) as tokens, count(*) as organizations, 0 as refusals,
-        0 as refunded
-    from (select (created_at at time zone %(timezone)s::text)::date as day, count(*) as uses,
-            sum(tokens_deducted) as tokens
-        from public.ai_token_usage_log
-        where created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
-            and now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
-        group by 1, organization_id) as each
-    group by day
-    union all
-    select (last_at at time zone %(timezone)s::text)::date, 0, 0, 0, sum(count), 0
+-- Every day of the window, also one without any of it.
+with days as materialized (
+    select (start at time zone %(timezone)s::text)::date as day, start, since, until
+    from tokenlib.bars(%(since)s, %(until)s, 'day', %(timezone)s)
+), used as (
+    select (start at time zone %(timezone)s::text)::date as day, sum(uses)::bigint as uses,
+        sum(tokens)::bigint as tokens, sum(refunded)::bigint as refunded
+    from tokenlib.usage_bars(%(since)s, %(until)s, 'day', %(timezone)s, null)
+    group by 1
+), refused as (
+    select (last_at at time zone %(timezone)s::text)::date as day, sum(count) as refusals
     from public.ai_token_refusals
     where last_at >= %(since)s::timestamptz and last_at < %(until)s::timestamptz
         and data ->> 'mode' is null
     group by 1
-    union all
-    select (created_at at time zone %(timezone)s::text)::date, 0, 0, 0, 0, sum(balance_change)
-    from public.ai_token_events
-    where kind = 'refund'
-        and created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
-    group by 1
-) as figures
-group by day
-order by day
+)
+select d.day, coalesce(u.uses, 0)::bigint as uses, coalesce(u.tokens, 0)::bigint as tokens,
+    case when u.uses > 0 then tokenlib.active_between(d.since, d.until) else 0 end
+        as organizations,
+    coalesce(r.refusals, 0)::bigint as refusals, coalesce(u.refunded, 0)::bigint as refunded,
+    round(coalesce(u.tokens, 0) * (select token_cost_cents from public.ai_token_parameters), 2)
+        as cost_cents
+from days d
+left join used u using (day)
+left join refused r using (day)
+order by d.day
 
 -- name: movers
 with used as (

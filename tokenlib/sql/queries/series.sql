@@ -60,23 +60,44 @@ select m.start, m.key,
 from merged m
 order by m.start, m.rank
 
+-- name: series_closed
+-- For staff and the service, by feature or all in one, from the rollups.
+with figures as (
+    select start, case %(by)s::text when 'feature' then feature else 'all' end as key,
+        sum(uses)::bigint as uses, sum(tokens)::bigint as tokens, sum(refunded)::bigint as refunded
+    from tokenlib.usage_bars(%(since)s, %(until)s, %(bucket)s, %(timezone)s, %(organization_id)s)
+    where (uses > 0 or refunded > 0)
+        and (%(feature)s::text is null or feature = %(feature)s::text)
+    group by 1, 2
+), ranked as (
+    select key, row_number() over (order by sum(tokens) desc, sum(uses) desc, key) as rank
+    from figures group by key
+), merged as (
+    select f.start, case when r.rank <= %(top)s::bigint then f.key end as key,
+        min(least(r.rank, %(top)s::bigint + 1)) as rank, sum(f.uses)::bigint as uses,
+        sum(f.tokens)::bigint as tokens, sum(f.refunded)::bigint as refunded
+    from figures f join ranked r on r.key = f.key
+    group by 1, 2
+)
+select m.start, m.key, case when m.key is null then 'Other' when m.key = '' then 'Unknown'
+        when %(by)s::text = 'all' then 'All'
+        else (select title from public.ai_token_features f where f.feature = m.key) end as label,
+    m.uses, m.tokens, m.refunded
+from merged m
+order by m.start, m.rank
+
 -- name: totals
-select c.uses, c.tokens, c.waived, c.organizations, c.users, r.refunded,
-    c.tokens - r.refunded as net
+select c.uses, c.tokens, c.waived, r.refunded, c.tokens - r.refunded as net
 from (
-    select coalesce(sum(uses), 0)::bigint as uses, coalesce(sum(tokens), 0)::bigint as tokens,
-        coalesce(sum(waived), 0)::bigint as waived,
-        count(distinct organization_id) as organizations, count(distinct user_id) as users
-    from (select l.organization_id, l.user_id, count(*) as uses, sum(l.tokens_deducted) as tokens,
-            sum(l.tokens_waived) as waived
-        from public.ai_token_usage_log l
-        left join public.organizations o on o.id = l.organization_id
-        where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
-            and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
-            and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
-            and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
-            and (%(plan)s::text is null or o.plan = %(plan)s::text)
-        group by l.organization_id, l.user_id) as each
+    select count(*) as uses, coalesce(sum(l.tokens_deducted), 0)::bigint as tokens,
+        coalesce(sum(l.tokens_waived), 0)::bigint as waived
+    from public.ai_token_usage_log l
+    left join public.organizations o on o.id = l.organization_id
+    where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
+        and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
+        and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
 ) as c
 cross join (
     select coalesce(sum(e.balance_change), 0)::bigint as refunded
@@ -89,6 +110,13 @@ cross join (
         and (%(feature)s::text is null or e.data ->> 'feature' = %(feature)s::text)
         and (%(plan)s::text is null or o.plan = %(plan)s::text)
 ) as r
+
+-- name: totals_closed
+select coalesce(sum(uses), 0)::bigint as uses, coalesce(sum(tokens), 0)::bigint as tokens,
+    coalesce(sum(waived), 0)::bigint as waived, coalesce(sum(refunded), 0)::bigint as refunded,
+    coalesce(sum(tokens - refunded), 0)::bigint as net
+from tokenlib.usage_between(%(since)s, %(until)s, %(organization_id)s)
+where %(feature)s::text is null or feature = %(feature)s::text
 
 -- name: rows
 select l.id, l.organization_id, coalesce(o.name, l.organization_id::text) as organization, o.plan,
