@@ -3408,6 +3408,10 @@ declare
         then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
     v_count bigint;
 begin
+    -- Far from the closed end the edges are long.
+    if v_hi - v_days * interval '24 hours' < p_since - interval '1 hour' then
+        v_days := null;
+    end if;
     if p_until >= v_closed and p_since < v_closed and v_days is null then
         return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
             + (select count(distinct l.organization_id) from public.ai_token_usage_log l
@@ -3426,7 +3430,8 @@ begin
             where created_at >= v_hi and created_at < p_until) as entered
             where not exists (select from public.ai_token_usage_log l
                 where l.organization_id = entered.organization_id
-                    and l.created_at >= p_since and l.created_at < v_hi))
+                    and l.created_at >= v_hi - v_days * interval '24 hours'
+                    and l.created_at < v_hi))
         - (select count(*) from (
             select distinct organization_id from public.ai_token_usage_log
             where created_at >= v_hi - v_days * interval '24 hours' and created_at < p_since) as gone

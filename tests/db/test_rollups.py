@@ -1,0 +1,239 @@
+"""The rollups answer what the log answers, to the row: any history, window, zone and state of closing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tokenlib import Tokens
+from tokenlib.reports import Reports
+from tokenlib.testing import TestClock, TestDatabase
+
+NOW = datetime(2026, 3, 30, 9, 17, 23, 456789, tzinfo=UTC)
+DAY = timedelta(days=1)
+STEP = timedelta(minutes=5)
+FEATURES = {
+    "generate_leads": "lead_generation",
+    "generate_goal": "goal_generation",
+    "generate_insight": "general",
+    "analyze_efficiency": "general",
+    "taken_away": "general",
+}
+# The clocks go ahead in Rome on 29 March, in Havana at midnight on 8 March.
+ZONES = ("UTC", "Europe/Rome", "Asia/Kolkata", "Asia/Kathmandu", "America/Havana")
+
+Question = Callable[[Reports, datetime, datetime, str], Any]
+QUESTIONS: dict[str, Question] = {
+    "usage_by_feature": lambda r, s, u, z: r.usage_by_feature(s, u),
+    "usage_by_day": lambda r, s, u, z: r.usage_by_day(s, u, z),
+    "usage_by_day, by feature": lambda r, s, u, z: r.usage_by_day(s, u, z, by_feature=True),
+    "top_organizations": lambda r, s, u, z: r.top_organizations(s, u, 5),
+    "top_users": lambda r, s, u, z: r.top_users(s, u, 5),
+    "cost_against_revenue": lambda r, s, u, z: r.cost_against_revenue(s, u),
+    "usage_totals": lambda r, s, u, z: r.usage_totals(s, u),
+    "usage_totals of a feature": lambda r, s, u, z: r.usage_totals(s, u, feature="generate_goal"),
+    "usage_series by day": lambda r, s, u, z: r.usage_series(s, u, "feature", "day", z, 2),
+    "usage_series by week": lambda r, s, u, z: r.usage_series(s, u, "all", "week", z),
+    "usage_series by hour": lambda r, s, u, z: r.usage_series(
+        max(s, u - 3 * DAY), u, "feature", "hour", z
+    ),
+    "spenders": lambda r, s, u, z: r.spenders(s, u, "organization", 5),
+    "spenders, users": lambda r, s, u, z: r.spenders(s, u, "user", 5),
+    "overview": lambda r, s, u, z: r.overview(s, u, z),
+    "movers": lambda r, s, u, z: r.movers(z),
+}
+OF_ONE: dict[str, Callable[[Reports, datetime, datetime, str, UUID], Any]] = {
+    "usage_by_feature": lambda r, s, u, z, o: r.usage_by_feature(s, u, o),
+    "usage_by_day": lambda r, s, u, z, o: r.usage_by_day(s, u, z, o, by_feature=True),
+    "top_users": lambda r, s, u, z, o: r.top_users(s, u, 5, o),
+    "usage_totals": lambda r, s, u, z, o: r.usage_totals(s, u, organization_id=o),
+    "usage_series": lambda r, s, u, z, o: r.usage_series(s, u, timezone=z, organization_id=o),
+    "spenders": lambda r, s, u, z, o: r.spenders(s, u, "user", 5, o),
+}
+
+
+class History:
+    """Charges and refunds at times that like the edges, written as the owner."""
+
+    def __init__(self, owner: psycopg.Connection, tokens: Tokens, chance: Random) -> None:
+        self.owner, self.chance = owner, chance
+        self.organizations = [
+            tokens.create_organization(f"Organization {n}", chance.choice(("pro", "enterprise")))
+            for n in range(12)
+        ]
+        self.people = {
+            one: [tokens.add_member(one, "A", f"{n}-{one}@example.org") for n in range(3)]
+            for one in self.organizations
+        }
+
+    def write(self, since: datetime, until: datetime, count: int) -> None:
+        moments = sorted(self.moment(since, until) for _ in range(count))
+        for at in moments:
+            one = self.organizations[min(int(self.chance.expovariate(0.4)), 11)]
+            user = self.chance.choice([*self.people[one], None])
+            feature = self.chance.choice(list(FEATURES))
+            type_ = self.chance.choice((FEATURES[feature], "shared"))
+            self.owner.execute(
+                "insert into ai_token_usage_log (organization_id, user_id, token_type,"
+                " feature_used, tokens_deducted, tokens_waived, remaining_balance, created_at)"
+                " values (%s, %s, %s, %s, %s, %s, 0, %s)",
+                (one, user, type_, feature, self.chance.randrange(9), self.chance.randrange(2), at),
+            )
+            if self.chance.random() < 0.2:
+                self.owner.execute(
+                    "insert into ai_token_events (organization_id, token_type, number, after_log,"
+                    " kind, balance_change, balance_after, effective_at, created_at, actor, data,"
+                    " hash_version, hash) select %s, %s, 1000 + count(*), 0, 'refund', %s, 0, %s,"
+                    " %s, 'A test', jsonb_build_object('feature', %s::text, 'user_id', %s::uuid),"
+                    " 1, '' from ai_token_events",
+                    (one, type_, self.chance.randrange(1, 5), at, at, feature, user),
+                )
+
+    def moment(self, since: datetime, until: datetime) -> datetime:
+        """Somewhere in between, as often as not on an edge of a step or next to it."""
+        at = since + self.chance.random() * (until - since)
+        if self.chance.random() < 0.5:
+            at = at.replace(minute=at.minute // 5 * 5, second=0, microsecond=0)
+            at += timedelta(microseconds=self.chance.choice((-1, 0, 1)))
+        return min(max(at, since), until - timedelta(microseconds=1))
+
+
+@pytest.fixture(params=range(4))
+def chance(request: pytest.FixtureRequest) -> Random:
+    return Random(request.param)
+
+
+@pytest.fixture
+def history(
+    tokens: Tokens, token_clock: TestClock, owner: psycopg.Connection, chance: Random
+) -> Iterator[History]:
+    token_clock.set(NOW - 130 * DAY)
+    owner.execute("set timezone = 'UTC'")
+    few_are_kept(owner)
+    yield History(owner, tokens, chance)
+
+
+def few_are_kept(owner: psycopg.Connection) -> None:
+    """Keep sums for organizations of a small test, too."""
+    row = owner.execute("select pg_get_functiondef('tokenlib.fold_kept'::regproc)").fetchone()
+    assert row is not None
+    assert "uses >= 10000" in row[0]
+    owner.execute(row[0].replace("uses >= 10000", "uses >= 30").encode())
+
+
+def windows(chance: Random) -> Iterator[tuple[datetime, datetime]]:
+    """The rolling ones, those before them, and any."""
+    for days in (1, 7, 30, 90):
+        yield NOW - days * DAY, NOW
+        yield NOW - 2 * days * DAY, NOW - days * DAY
+    for _ in range(4):
+        first, last = sorted(chance.random() * 125 for _ in range(2))
+        yield NOW - last * DAY, NOW - first * DAY
+    day = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
+    yield day - 6 * DAY, day + DAY
+
+
+def answers(
+    reports: Reports, chance: Random, organizations: list[UUID]
+) -> dict[tuple[str, datetime, datetime, str], Any]:
+    found = {}
+    for since, until in windows(chance):
+        zone = chance.choice(ZONES)
+        for name, ask in QUESTIONS.items():
+            found[name, since, until, zone] = ask(reports, since, until, zone)
+        for name, of in OF_ONE.items():
+            one = chance.choice(organizations)
+            found[f"{name} of {one}", since, until, zone] = of(reports, since, until, zone, one)
+    return found
+
+
+def test_the_rollups_answer_what_the_log_answers(
+    tokens: Tokens,
+    token_clock: TestClock,
+    history: History,
+    chance: Random,
+    owner: psycopg.Connection,
+) -> None:
+    reports = Reports(tokens.database)
+    history.write(NOW - 125 * DAY, NOW - 40 * DAY, 500)
+    token_clock.set(NOW - 40 * DAY)
+    tokens.close_usage()
+    tokens.close_usage()
+    # Step by step, as a server does; then a night in which nobody closed.
+    for back in (39.9, 39.5, 30, 5, 4.9, 4.8):
+        row = owner.execute("select tokenlib.clock()").fetchone()
+        assert row is not None
+        before, after = row[0], NOW - back * DAY
+        history.write(before, after, 60)
+        token_clock.set(after)
+        tokens.close_usage()
+        tokens.close_usage()
+    history.write(NOW - 4.8 * DAY, NOW, 150)
+    token_clock.set(NOW - chance.choice((0, 1, 100)) * timedelta(minutes=4))
+    tokens.close_usage()
+    closed = tokens.close_usage()
+    token_clock.set(NOW)
+    assert closed is not None
+    assert NOW - closed < timedelta(hours=8)
+    history.write(NOW - timedelta(minutes=1), NOW, 5)
+    assert owner.execute("select count(*) from ai_token_usage_kept").fetchone() > (0,)
+
+    seed = chance.random()
+    rolled = answers(reports, Random(seed), history.organizations)
+    tables = contents(owner)
+    owner.execute("select tokenlib.forget_usage()")
+    plain = answers(reports, Random(seed), history.organizations)
+    assert rolled.keys() == plain.keys()
+    for asked, answer in plain.items():
+        assert rolled[asked] == answer, asked
+    # Made anew from the log they are the same, down to the row.
+    token_clock.set(closed + timedelta(minutes=1))
+    assert tokens.close_usage(anew=True) == closed
+    assert contents(owner) == tables
+
+
+def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
+    """Every rollup, but organizations that are not kept any more."""
+    return {
+        table: owner.execute(
+            f"select * from ai_token_usage_{table} {where} order by 1, 2, 3, 4".encode()
+        ).fetchall()  # noqa: S608
+        for table, where in (
+            ("sums", "where organization_id = '00000000-0000-0000-0000-000000000000'"),
+            ("windows", ""),
+            ("active", "where change <> 0"),
+        )
+    }
+
+
+def test_without_a_closing_the_log_is_asked(tokens: Tokens, history: History) -> None:
+    history.write(NOW - 3 * DAY, NOW, 30)
+    assert Reports(tokens.database).usage_totals(NOW - 7 * DAY, NOW).uses == 30
+
+
+def test_a_day_at_a_time_leads_to_the_same(
+    tokens: Tokens, token_clock: TestClock, history: History, owner: psycopg.Connection
+) -> None:
+    history.write(NOW - 20 * DAY, NOW, 200)
+    token_clock.set(NOW)
+    tokens.close_usage()
+    seen: list[datetime] = []
+    closed = tokens.close_usage(progress=seen.append)
+    assert len(seen) == 20
+    assert seen[-1] == closed
+    assert tokens.close_usage() == closed
+
+
+def test_who_is_at_it_is_not_disturbed(
+    tokens: Tokens, token_clock: TestClock, history: History, token_database: TestDatabase
+) -> None:
+    token_clock.set(NOW)
+    with token_database.connect() as other, other.transaction():
+        other.execute("select tokenlib.close_usage('1 day')")
+        assert tokens.close_usage() is None
