@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ from tokenlib.reports import Reports
 from tokenlib.snapshot import Schema, packaged
 from tokenlib.tokens import Tokens
 
+_ROLLUP_DAYS, _ROLLUP_LAG = timedelta(days=2), timedelta(minutes=30)
 _SHOWN = 5  # of many alike
 _CLOCK_WARNING_SECONDS = 2
 _CLOCK_FAILURE_SECONDS = 60
@@ -68,6 +70,7 @@ def examine(tokens: Tokens, *, smoke: bool = False) -> Iterator[Check]:
         if login.status == "ok":
             yield _switch(database)
             yield from _books(Reports(database))
+            yield _rollups(Reports(database))
     yield _clock(database)
     if smoke and tables["ours"]:
         yield _smoke(tokens)
@@ -193,6 +196,24 @@ def _books(reports: Reports) -> Iterator[Check]:
             yield Check(name, "warning", f"{count:,} {nouns} {detail}".rstrip(), way_out)
         else:
             yield Check(name, "ok", f"no {nouns} {detail}".rstrip())
+
+
+def _rollups(reports: Reports) -> Check:
+    """What reports are answered from: whether the last days of it are what the log adds up to."""
+    closing = reports.closing()
+    if closing is None:
+        detail = "never made: reports read the whole log"
+        way_out = "`tokenlib rollup` makes them; `serve` does it every minute."
+        return Check("rollups", "ok", detail, way_out)
+    detail = f"closed up to {closing.closed_to:%Y-%m-%d %H:%M} UTC"
+    wrong = reports.rollup_differences(closing.closed_to - _ROLLUP_DAYS)
+    if wrong:
+        detail += f", but not what the log adds up to in {len(wrong):,} places"
+        return Check("rollups", "failed", detail, "Make them again: `tokenlib rollup --anew`.")
+    if closing.lag > _ROLLUP_LAG:
+        way_out = "A transaction stays open, or nobody closes: `tokenlib rollup`."
+        return Check("rollups", "warning", detail, way_out)
+    return Check("rollups", "ok", f"{detail}, as the log adds up")
 
 
 def _clock(database: Database) -> Check:

@@ -339,6 +339,8 @@ def arguments(target: Target, names: Sequence[str], kinds: Sequence[str]) -> lis
         "p_mode": "off",
         "p_status": "active",
         "p_reason": "an attack",
+        "p_zone": "UTC",
+        "p_bucket": "day",
     }
     by_kind = {"uuid": world.b, "bigint": 1, "integer": 1, "text": "x", "boolean": True}
     return [

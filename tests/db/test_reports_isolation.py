@@ -52,8 +52,6 @@ ABOUT_ONE: dict[str, Callable[[Reports, UUID], Any]] = {
 LISTS: dict[str, Callable[[Reports], Any]] = {
     "top_organizations": lambda r: r.top_organizations(SINCE, UNTIL),
     "organizations": lambda r: r.organizations(),
-    "near_limit": lambda r: r.near_limit(),
-    "near_limit_page": lambda r: list(r.near_limit_page().rows),
     "movers": lambda r: [*r.movers().moved, *r.movers().run_outs.rows, *r.movers().upgrades],
     "preview_cost": lambda r: list(r.preview_cost("generate_insight", 2).organizations),
     "upgrade_candidates": lambda r: r.upgrade_candidates(SINCE, UNTIL),
@@ -71,6 +69,8 @@ PLATFORM: dict[str, Callable[[Reports], Any]] = {
     "latest_latencies": lambda r: r.latest_latencies(),
     "database_size": lambda r: r.database_size(),
     "overview": lambda r: r.overview(SINCE, UNTIL),
+    "rollup_differences": lambda r: r.rollup_differences(),
+    "closing": lambda r: r.closing(),
     "attention": lambda r: r.attention(),
     "abuse": lambda r: r.abuse(SINCE, UNTIL),
     "verifications": lambda r: r.verifications(),

@@ -124,10 +124,14 @@ def test_a_short_window_still_has_a_sparkline(world: World) -> None:
 def test_attention_counts_what_the_questions_list(broken: World) -> None:
     reports = broken.as_staff(broken.staff)
     found = reports.attention(limit=1)
-    near = reports.near_limit()
+    near = broken.plain(
+        "select distinct organization_id, case when total_used < total_allocated then 80"
+        " else 100 end from ai_tokens where total_allocated > 0 and total_used * 5 >="
+        " total_allocated * 4"
+    )
     pages: dict[Literal[80, 100], Page[OrganizationRow]] = {80: found.at_80, 100: found.at_100}
     for at, page in pages.items():
-        every = {one.organization_id for one in near if one.at == at}
+        every = {organization for organization, level in near if level == at}
         listed = reports.organizations(near=at)
         assert {row.organization_id for row in listed.rows} == every
         assert (page.total, page.rows) == (len(every), listed.rows[:1])

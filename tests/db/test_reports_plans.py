@@ -147,7 +147,6 @@ def test_one_organization_is_read_by_its_index(
 @pytest.mark.parametrize(
     ("noun", "question", "more"),
     [
-        ("wallets", "near_limit", {"at": None, "limit": 5}),
         ("overview", "run_outs", {"within": timedelta(days=7), "limit": 5, "ids": None}),
     ],
 )

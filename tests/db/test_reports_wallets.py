@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from typing import Literal
 from uuid import UUID
 
 import psycopg
@@ -14,7 +13,7 @@ from tests.db import reports_world
 from tests.db.reports_world import NOW, TICK, World
 from tokenlib import Tokens
 from tokenlib.embedded import Embedded
-from tokenlib.reports import Page, Reports
+from tokenlib.reports import Reports
 from tokenlib.testing import TestClock
 
 Person = tuple[UUID, UUID]
@@ -141,7 +140,7 @@ def test_unlimited_is_said_and_is_never_near_its_limit(
     assert (general.unlimited, general.allowance, general.balance) == (True, None, 0)
     assert general.level == "green"
     assert not wallets["forecast"].unlimited
-    assert reports.near_limit() == []
+    assert reports.organizations(near=100).total == 0
     found = reports.organization(organization)
     assert found is not None
     assert (found.unlimited, found.level) == (True, "green")
@@ -184,104 +183,13 @@ def test_granted_extra_is_what_this_period_has_beyond_the_allowance(
 
 
 @pytest.mark.parametrize(("used", "at"), [(39, None), (40, 80), (49, 80), (50, 100)])
-def test_near_limit_begins_at_exactly_80_and_100_percent(
+def test_near_the_limit_begins_at_exactly_80_and_100_percent(
     tokens: Tokens, reports: Reports, pro: Person, used: int, at: int | None
 ) -> None:
     use_up(tokens, pro, used)
-    found = reports.near_limit()
-    assert [(row.token_type, row.total_used, row.at) for row in found] == (
-        [] if at is None else [("general", used, at)]
+    assert [near for near in (80, 100) if reports.organizations(near=near).total] == (
+        [] if at is None else [at]
     )
-
-
-def test_near_limit_shows_everyone_the_emptiest_first(world: World) -> None:
-    found = world.service().near_limit()
-    assert [(row.name, row.token_type, row.at) for row in found] == [
-        ("Organization D", "general", 100),
-        ("Organization D", "forecast", 80),
-        ("Organization B", "general", 80),
-        ("Organization A", "general", 80),
-    ]
-    assert [(row.organization_id, row.token_type) for row in found] == world.plain(
-        "select organization_id, token_type from ai_tokens"
-        " where total_allocated > 0 and total_used >= 0.8 * total_allocated"
-        " order by total_used::numeric / total_allocated desc"
-    )
-
-
-def test_the_first_near_their_limit_are_the_first_of_all(
-    tokens: Tokens, reports: Reports, noon: datetime
-) -> None:
-    for number, used in enumerate((50, 50, 50, 45, 45, 40, 39)):  # of 50; many share a place
-        organization = tokens.create_organization(f"Company {-number}", "pro")
-        user = tokens.add_member(organization, "A member", f"member{number}@example.org")
-        use_up(tokens, (organization, user), used)
-    asked: dict[Literal[80, 100] | None, int] = {None: 6, 80: 3, 100: 3}
-    for at, total in asked.items():
-        rows = tuple(reports.near_limit(at))
-        assert len(rows) == total
-        for limit in range(1, total + 2):
-            assert reports.near_limit_page(at, limit) == Page(rows[:limit], total)
-
-
-def test_run_out_is_the_balance_at_the_pace_of_seven_days(
-    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
-) -> None:
-    use_up(tokens, pro, 12)
-    token_clock.set(noon + timedelta(days=5))
-    use_up(tokens, pro, 28)  # 40 of 50; in 7 days 40, that is 40 / 7 a day
-    token_clock.set(noon + timedelta(days=7))  # the first charge is just in the week
-    [near] = reports.near_limit()
-    assert near.pace == pytest.approx(40 / 7)
-    assert near.run_out_at is not None
-    assert near.run_out_at - (noon + timedelta(days=7 + 10 / (40 / 7))) < timedelta(seconds=1)
-
-    token_clock.set(noon + timedelta(days=7) + TICK)  # and now it is not
-    [near] = reports.near_limit()
-    assert near.pace == pytest.approx(28 / 7)
-    assert near.run_out_at == noon + timedelta(days=7 + 10 / 4) + TICK
-
-    token_clock.set(noon + timedelta(days=12) + TICK)  # no use for a week
-    [near] = reports.near_limit()
-    assert (near.pace, near.run_out_at) == (0, None)
-
-
-def test_no_run_out_after_the_refresh(
-    tokens: Tokens, reports: Reports, noon: datetime, pro: Person, token_clock: TestClock
-) -> None:
-    token_clock.set(noon + timedelta(days=26))
-    use_up(tokens, pro, 42)  # 6 a day from now on; 8 left for 4 days
-    token_clock.set(noon + timedelta(days=27))
-    [near] = reports.near_limit()
-    assert near.run_out_at == noon + timedelta(days=27) + timedelta(days=8) / 6
-    token_clock.set(noon + timedelta(days=29))  # the balance lasts beyond the refresh
-    [near] = reports.near_limit()
-    assert (near.run_out_at, near.refresh_due) == (None, False)
-    token_clock.set(noon + timedelta(days=31))
-    [near] = reports.near_limit()
-    assert (near.run_out_at, near.refresh_due) == (None, True)
-
-
-def test_a_slow_pace_on_a_huge_balance_is_no_date(
-    tokens: Tokens,
-    reports: Reports,
-    noon: datetime,
-    pro: Person,
-    owner: psycopg.Connection,
-    token_clock: TestClock,
-) -> None:
-    for _ in range(5):
-        tokens.grant(pro[0], "general", 1_000_000_000)
-    owner.execute("update ai_token_features set cost = 1000 where feature = 'generate_insight'")
-    for _ in range(4):
-        use_up(tokens, pro, 1_000_000)
-    owner.execute("update ai_token_features set cost = 1 where feature = 'generate_insight'")
-    token_clock.set(noon + timedelta(days=10))
-    use_up(tokens, pro, 41)
-    token_clock.advance(TICK)
-    [near] = reports.near_limit()  # would end in half a million years, which no calendar has
-    assert (near.at, near.run_out_at) == (80, None)
-    assert near.pace == pytest.approx(41 / 7)
 
 
 def test_reservations_are_live_or_expired(world: World) -> None:

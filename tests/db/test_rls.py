@@ -159,7 +159,9 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute("insert into ai_token_usage_closed (closed_to) values (now())")
     owner.execute("insert into ai_token_usage_sums values (%s, '', '', now(), 1, 1, 1, 1)", NOBODY)
     owner.execute("insert into ai_token_usage_kept values (%s, now())", NOBODY)
-    owner.execute("insert into ai_token_usage_windows values (%s, gen_random_uuid(), 1, 1, 1)", NOBODY)
+    owner.execute(
+        "insert into ai_token_usage_windows values (%s, gen_random_uuid(), 1, 1, 1)", NOBODY
+    )
     owner.execute("insert into ai_token_usage_active values (1, now(), 1, 1)")
     owner.execute("insert into ai_token_usage_seen values (%s, now())", NOBODY)
     tokens.verify()

@@ -1,4 +1,6 @@
-"""The rollups answer what the log answers, to the row: any history, window, zone and state of closing."""
+"""The rollups answer what the log answers, to the row: any history, window, zone, any closing."""
+
+# ruff: noqa: ARG005, S311 - the questions take what some of them need; chance is no secret
 
 from __future__ import annotations
 
@@ -112,11 +114,11 @@ def chance(request: pytest.FixtureRequest) -> Random:
 @pytest.fixture
 def history(
     tokens: Tokens, token_clock: TestClock, owner: psycopg.Connection, chance: Random
-) -> Iterator[History]:
+) -> History:
     token_clock.set(NOW - 130 * DAY)
     owner.execute("set timezone = 'UTC'")
     few_are_kept(owner)
-    yield History(owner, tokens, chance)
+    return History(owner, tokens, chance)
 
 
 def few_are_kept(owner: psycopg.Connection) -> None:
@@ -182,7 +184,7 @@ def test_the_rollups_answer_what_the_log_answers(
     assert closed is not None
     assert NOW - closed < timedelta(hours=8)
     history.write(NOW - timedelta(minutes=1), NOW, 5)
-    assert owner.execute("select count(*) from ai_token_usage_kept").fetchone() > (0,)
+    assert owner.execute("select from ai_token_usage_kept").fetchone() is not None
 
     seed = chance.random()
     rolled = answers(reports, Random(seed), history.organizations)
@@ -202,8 +204,8 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
     """Every rollup, but organizations that are not kept any more."""
     return {
         table: owner.execute(
-            f"select * from ai_token_usage_{table} {where} order by 1, 2, 3, 4".encode()
-        ).fetchall()  # noqa: S608
+            f"select * from ai_token_usage_{table} {where} order by 1, 2, 3, 4".encode()  # noqa: S608
+        ).fetchall()
         for table, where in (
             ("sums", "where organization_id = '00000000-0000-0000-0000-000000000000'"),
             ("windows", ""),

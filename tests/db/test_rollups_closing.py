@@ -80,9 +80,7 @@ def test_closing_by_the_clock_alone_would_lose_the_late_charge(
 
 def naive(owner: psycopg.Connection) -> None:
     """Let the closing ask the clock alone."""
-    row = owner.execute(
-        "select pg_get_functiondef('tokenlib.close_usage'::regproc)"
-    ).fetchone()
+    row = owner.execute("select pg_get_functiondef('tokenlib.close_usage'::regproc)").fetchone()
     assert row is not None
     guard = "pg_snapshot_xmin(pg_current_snapshot()) >= c.next_xid"
     assert guard in row[0]

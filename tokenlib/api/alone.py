@@ -132,9 +132,10 @@ class Gate:
         """End every period that is due, and keep how fast answers were. A failure is logged."""
         try:
             self.tokens().refresh_tokens()
+            self.tokens().close_usage(days=10)
             pace.keep(self.tokens())
         except TokenlibError as error:
-            log.warning("Periods could not be refreshed: %s", error)
+            log.warning("Periods could not be refreshed, or usage not rolled up: %s", error)
 
     def close(self) -> None:
         """Close it, if it was opened."""

@@ -58,6 +58,7 @@ for _command in (
     data.demo,
     books.initialize,
     books.refresh,
+    books.rollup,
     doctor.doctor,
     books.verify,
     custody.anchor,

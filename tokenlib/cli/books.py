@@ -26,6 +26,7 @@ from tokenlib.errors import (
     TokenlibError,
     UnknownTokenType,
 )
+from tokenlib.reports import Reports
 
 if TYPE_CHECKING:
     from tokenlib.reports.explain import Story
@@ -94,6 +95,51 @@ def refresh(organization: str | None, as_json: bool) -> None:
         show_json({"wallets": wallets})
     else:
         click.echo(f"{plural(wallets, 'wallet')} brought up to date.")
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option("--anew", is_flag=True, help="Forget the figures and make them again from the log.")
+@click.option("--check", is_flag=True, help="Compare the figures with the log instead.")
+@json_option
+def rollup(anew: bool, check: bool, as_json: bool) -> None:
+    """Add what was charged to the figures that reports are answered from.
+
+    As far as nothing can change there any more. `serve` does it every minute; without it the same
+    answers are read from the log, and take longer. With --check the exit code is 1 where a figure
+    is not what the log adds up to.
+    """
+    if anew and check:
+        raise click.UsageError("--anew goes without --check.")
+    with gate() as tokens:
+        if check:
+            _compare(Reports(tokens.database), as_json)
+            return
+        closed_to = tokens.close_usage(anew=anew)
+    if as_json:
+        show_json({"closed_to": closed_to})
+    elif closed_to is None:
+        click.echo("Nothing is closed yet: somebody is at it, or a transaction is open.")
+    else:
+        click.echo(f"Closed up to {closed_to:%Y-%m-%d %H:%M} UTC.")
+
+
+def _compare(reports: Reports, as_json: bool) -> None:
+    wrong = reports.rollup_differences()
+    if as_json:
+        show_json({"differences": plain(wrong)})
+    elif wrong:
+        show_table(
+            ("day from (UTC)", "feature", "token type", "uses", "tokens", "refunded"),
+            [
+                (f"{d.since:%Y-%m-%d %H:%M}", d.feature, d.token_type, d.uses, d.tokens, d.refunded)
+                for d in wrong
+            ],
+        )
+        click.echo("So much more than the log has. Make them again: tokenlib rollup --anew")
+    else:
+        click.echo("The figures are what the log adds up to.")
+    if wrong:
+        raise click.exceptions.Exit(1)
 
 
 @click.command(epilog=EXIT_CODES)

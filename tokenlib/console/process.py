@@ -1,7 +1,7 @@
 """The one gate of this process, which pages and API share, and what runs beside them.
 
 It opens when the server starts, or at the first question if that failed, and closes with the
-server. Meanwhile it refreshes every period that ends.
+server. Meanwhile it refreshes every period that ends, and rolls up usage.
 """
 
 from __future__ import annotations
@@ -91,6 +91,13 @@ class Gate:
             if ended:
                 log.info("Refreshed %s wallets", ended)
 
+    def close_usage(self) -> None:
+        """Roll up what cannot change any more. A failure is logged: the next minute tries again."""
+        try:
+            self.tokens().close_usage(days=10)
+        except TokenlibError as error:
+            log.warning("Usage could not be rolled up: %s", error)
+
     def keep_pace(self) -> None:
         """Write down how fast API and console answered. A failure is logged."""
         try:
@@ -178,5 +185,6 @@ async def _refresh_every_minute() -> None:
         await anyio.sleep(REFRESH_SECONDS)
         # Not abandoned when the server stops: the gate closes after the last refresh.
         await anyio.to_thread.run_sync(gate.refresh)
+        await anyio.to_thread.run_sync(gate.close_usage)
         if minute % KEPT_EVERY == 0:
             await anyio.to_thread.run_sync(gate.keep_pace)

@@ -8,11 +8,12 @@ from datetime import timedelta
 import pandas as pd
 import streamlit as st
 
+from tokenlib.console import format as fmt
 from tokenlib.console import gauges, session, tables
 from tokenlib.console.format import Context
 from tokenlib.latency import measure_latency, pace
 from tokenlib.reports import Reports
-from tokenlib.reports.health import TARGETS, LatencyRow
+from tokenlib.reports.health import TARGETS, Closing, LatencyRow
 
 OPERATIONS = {
     "check": "Token check",
@@ -29,6 +30,7 @@ GRADES = {
     "unknown": "",
 }
 HISTORY_DAYS = 30
+LATE = timedelta(minutes=30)
 
 
 def draw(reports: Reports, context: Context) -> None:
@@ -47,6 +49,7 @@ def draw(reports: Reports, context: Context) -> None:
         with reports.together() as asked:
             rows = asked.latencies(context.now - timedelta(days=HISTORY_DAYS))
             size = asked.database_size()
+            closing = asked.closing()
         table(rows, context)
         history(rows, context)
         st.caption(
@@ -55,6 +58,24 @@ def draw(reports: Reports, context: Context) -> None:
             " its last element is sent, and `make bench-console` adds the browser's part and cold"
             f" loads. The database holds {size / 1_000_000:,.0f} MB."
         )
+        st.caption(_closing(closing, context))
+
+
+def _closing(found: Closing | None, context: Context) -> str:
+    """Up to when figures need not be read from the log, and what to do when that is long ago."""
+    if found is None:
+        return (
+            ":material/history: Figures are not rolled up yet, so reports read the whole log. The"
+            " server does it every minute, `tokenlib rollup` now."
+        )
+    told = f"Figures are rolled up to {fmt.minute(found.closed_to, context.zone)}; what came"
+    told += " since is read from the log, as exactly."
+    if found.lag < LATE:
+        return f":material/history: {told}"
+    return (
+        f":material/warning: {told} That is long ago: look for a transaction that stays open, and"
+        " run `tokenlib rollup`."
+    )
 
 
 def table(rows: Sequence[LatencyRow], context: Context) -> None:

@@ -176,4 +176,5 @@ def _fill(
     situations.make(connection, tokens, known, arguments.clock)
     if bundled(owner_url):
         legacy.create(owner_url, old)
+    tokens.close_usage(anew=True)  # anew: the history lies before what a server has closed
     connection.execute(named["mark"], {"action": "demo_loaded", **after})

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from tokenlib.errors import InvalidInput
-from tokenlib.reports.asking import Asking, Page, rows_at_most
+from tokenlib.reports.asking import Asking, Page, open_window, rows_at_most
 
 Grade = Literal["on_target", "acceptable", "slow", "alert", "unknown"]
 
@@ -128,6 +128,27 @@ class LatencyRow:
         return "slow" if self.milliseconds < self.alert else "alert"
 
 
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Up to when the figures are rolled up; what came since is read from the log, as exactly."""
+
+    closed_to: datetime
+    lag: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class RollupDifference:
+    """Where a day's rolled up figures are not those of the log: by how much they are more."""
+
+    since: datetime
+    feature: str
+    token_type: str
+    uses: int
+    tokens: int
+    waived: int
+    refunded: int
+
+
 class HealthReports(Asking):
     """Questions about the state of the books and the speed of the gate."""
 
@@ -165,6 +186,20 @@ class HealthReports(Asking):
     def latest_latencies(self) -> list[LatencyRow]:
         """The last measurement of each operation. PermissionDenied for a member."""
         return [latency(**row) for row in self._ask("health", "latest_latencies")]
+
+    def closing(self) -> Closing | None:
+        """Up to when the figures are rolled up; None when they never were. PermissionDenied for a
+        member."""
+        rows = self._ask("rollups", "state")
+        return Closing(**rows[0]) if rows else None
+
+    def rollup_differences(self, since: datetime | None = None) -> list[RollupDifference]:
+        """Days (from `since` on) whose rolled up figures are not what the log adds up to.
+
+        Empty when all is well. Reads that part of the log. PermissionDenied for a member.
+        """
+        rows = self._ask("rollups", "differences", **open_window(since, None))
+        return [RollupDifference(**row) for row in rows]
 
     def _overdue(self, limit: int | None = None) -> Page[OverduePeriod]:
         return self._page(OverduePeriod, "health", "overdue_periods", limit)

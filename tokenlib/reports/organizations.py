@@ -112,7 +112,8 @@ class OrganizationReports(Asking):
     ) -> Page[OrganizationRow]:
         """Organizations; `search` is part of a name or of a member's e-mail, or begins an id.
 
-        `near` is for those with a wallet at 80 %, or one at 100 %, as `near_limit` has them.
+        `near` is for those with a wallet that has used 80 %, or all, of its allocation; unlimited
+        ones never.
 
         Sorted by `sort`, then by name; what has no value comes last. "run_out" is when the first of
         its wallets ends, as `run_outs` within a year has it.

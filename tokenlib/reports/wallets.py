@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from tokenlib.db import as_uuid
@@ -45,29 +45,6 @@ class WalletRow:
     def level(self) -> Level:
         """Colour by what is left; unlimited is green, 0 of 0 is "none" (not in this plan)."""
         return "green" if self.unlimited else level(self.balance, self.total_allocated)
-
-
-@dataclass(frozen=True, slots=True)
-class NearLimit:
-    """A wallet that has used 80 % (`at` 80) or all (`at` 100) of its allocation.
-
-    `pace` is tokens a day over the last 7 days; `run_out_at` is when the balance ends at that pace,
-    None without use or when the refresh comes first.
-    """
-
-    organization_id: UUID
-    name: str
-    plan: str | None
-    token_type: str
-    balance: int
-    reserved: int
-    total_used: int
-    total_allocated: int
-    at: Literal[80, 100]
-    refresh_date: datetime
-    refresh_due: bool
-    pace: float
-    run_out_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,18 +126,6 @@ class WalletReports(Asking):
         for row in self._ask("wallets", "wallets", ids=ids):
             found[row["organization_id"]].append(WalletRow(**row))
         return {one: tuple(wallets) for one, wallets in found.items()}
-
-    def near_limit(
-        self, at: Literal[80, 100] | None = None, limit: int | None = None
-    ) -> list[NearLimit]:
-        """Wallets at 80 % and at 100 % of their allocation, the emptiest first. Never unlimited."""
-        return list(self.near_limit_page(at, limit).rows)
-
-    def near_limit_page(
-        self, at: Literal[80, 100] | None = None, limit: int | None = None
-    ) -> Page[NearLimit]:
-        """The first of the wallets near their limit, and how many there are."""
-        return self._page(NearLimit, "wallets", "near_limit", limit, at=at)
 
     def reservations(
         self,

@@ -10,7 +10,6 @@ by_email as (
     select organization_id from public.user_profiles
     where %(pattern)s::text is not null and email ilike %(pattern)s::text
 ), near as (
-    -- As in wallets.near_limit.
     select organization_id from public.ai_tokens
     where %(near)s::integer is not null and total_allocated > 0
         and total_used * 5 >= total_allocated * 4 and not (allowance is null and plan is not null)

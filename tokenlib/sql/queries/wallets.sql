@@ -25,48 +25,6 @@ left join extra e on e.organization_id = a.organization_id and e.token_type = a.
 where %(ids)s::uuid[] is null or a.organization_id = any(%(ids)s::uuid[])
 order by name, a.organization_id, t.position
 
--- name: near_limit
--- Counted and cut before anything is joined: what shares the last place is put in order after it.
-with clock as materialized (select tokenlib.clock() as now),
-near as materialized (
-    select organization_id, token_type, total_used::numeric / total_allocated as part
-    from public.ai_tokens
-    where total_allocated > 0 and total_used * 5 >= total_allocated * 4
-        and not (allowance is null and plan is not null)
-        and (%(at)s::integer is null or %(at)s::integer
-            = case when total_used >= total_allocated then 100 else 80 end)
-), first as (
-    select * from near
-    where %(limit)s::bigint is null or part >= coalesce(
-        (select part from near order by part desc offset %(limit)s::bigint - 1 limit 1), 0)
-), week as (
-    select organization_id, token_type, sum(tokens_deducted) as tokens
-    from public.ai_token_usage_log
-    -- Not joined with the clock: the index would then be read from the log's first row on.
-    where created_at >= (select now - interval '7 days' from clock)
-        and created_at < (select now from clock)
-    group by organization_id, token_type
-)
-select a.organization_id, coalesce(o.name, a.organization_id::text) as name,
-    coalesce(o.plan, a.plan) as plan, a.token_type, a.balance, a.reserved, a.total_used,
-    a.total_allocated, case when a.total_used >= a.total_allocated then 100 else 80 end as at,
-    a.refresh_date, a.refresh_date <= c.now as refresh_due,
-    coalesce(w.tokens / 7, 0)::float8 as pace, (select count(*) from near) as total,
-    -- Compared before it is computed: a slow pace would overflow the calendar.
-    case when w.tokens > 0
-        and a.balance::numeric * 604800 < w.tokens * extract(epoch from
-            -- Nothing refills what was purchased.
-            case when a.token_type = 'shared' then interval '100 years'
-                else a.refresh_date - c.now end)
-        then c.now + (a.balance * 7 / w.tokens)::float8 * interval '1 day' end as run_out_at
-from first f
-cross join clock c
-join public.ai_tokens a on a.organization_id = f.organization_id and a.token_type = f.token_type
-left join week w on w.organization_id = a.organization_id and w.token_type = a.token_type
-left join public.organizations o on o.id = a.organization_id
-order by f.part desc, run_out_at, name, a.organization_id, a.token_type
-limit %(limit)s::bigint
-
 -- name: reservations
 with clock as materialized (select tokenlib.clock() as now)
 select r.id, r.organization_id, coalesce(o.name, r.organization_id::text) as organization,
