@@ -48,6 +48,41 @@ def test_a_link_shows_a_colleague_the_same_and_back_goes_back(
         expect(name).to_have_text(text)
 
 
+def test_each_page_of_the_menu_is_one_step_back_with_its_range(visit: Visit) -> None:
+    page = visit.open("usage")
+    visit.choose("Time range", "7d")
+    visit.pick("Feature", "Forecast revenue")
+    page.wait_for_url("**feature=**")
+    steps = page.evaluate("history.length")
+    visit.go("Top spenders")
+    page.wait_for_url("**/spenders?range=7d")
+    visit.go("Organizations")
+    visit.go("Usage")
+    page.wait_for_url("**/usage?*feature=*")
+    assert page.evaluate("history.length") == steps + 3
+    for title in ("Organizations", "Top spenders", "Usage"):
+        page.go_back()
+        visit.heading(title)
+        visit.drawn()
+    page.wait_for_url("**/usage?*feature=*")
+    assert "range=7d" in page.url
+    expect(page.get_by_role("radio", name="7d", exact=True)).to_be_checked()
+    expect(page.get_by_role("combobox", name="Feature")).to_have_value("Forecast revenue")
+
+
+def test_each_older_page_of_a_list_is_a_step_back(visit: Visit) -> None:
+    page = visit.open("settings?view=Changes")
+    steps = page.evaluate("history.length")
+    visit.press("Older")
+    page.wait_for_url("**before=**")
+    visit.drawn()
+    assert page.evaluate("history.length") == steps + 1
+    page.go_back()
+    page.wait_for_url("**/settings?view=Changes")
+    visit.drawn()
+    expect(page.get_by_role("button", name="Latest", exact=True)).to_have_count(0)
+
+
 def test_every_choice_of_use_is_in_the_link(visit: Visit, colleague: Visit) -> None:
     page = visit.open("usage")
     visit.choose("Time range", "90d")

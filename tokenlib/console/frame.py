@@ -146,11 +146,13 @@ def main() -> None:
     page = st.navigation(pages)
     if st.session_state.pop(SWITCHED, False) and person.role not in roles_of(page.title):
         st.switch_page(next(page for listed in pages.values() for page in listed))
-    links.returned(next(view.file for view in VIEWS if view.title == page.title))
+    file = next(view.file for view in VIEWS if view.title == page.title)
+    links.returned(file)
     if person.role != "member":
         with top:
             finder.draw(person)
     with bottom:
+        links.one_step_each()
         signed_in(person)
         if not demo_mode:
             sign_out()
@@ -162,6 +164,7 @@ def main() -> None:
     switch.banner(person)
     try:
         page.run()
+        links.keep(file)
     except TokenlibError as error:
         refusals.problem(error)
     if not st.session_state.pop(session.UNTIMED, False):

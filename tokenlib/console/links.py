@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import streamlit as st
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 from starlette.routing import Route
+from streamlit.errors import StreamlitAPIException
 
 from tokenlib.console import format as fmt
 from tokenlib.console import process, tables
@@ -23,6 +25,17 @@ ID = "id"
 START_PAGES = ("overview", "tokens")
 """The first page of staff, and of members."""
 
+_STEPS = """<script>
+if (!window.tokenlibSteps) {
+    window.tokenlibSteps = true;
+    const push = history.pushState, kept = ["id", "before"];
+    const places = url => [url.pathname, ...kept.map(name => url.searchParams.get(name))].join();
+    history.pushState = function (state, title, to) {
+        const same = places(new URL(to, location)) === places(new URL(location));
+        return (same ? history.replaceState : push).call(this, state, title, to);
+    };
+}
+</script>"""
 _QUERIES = "queries_kept"
 _HERE = "query_of"
 _DUE = "query_due"
@@ -45,6 +58,16 @@ def follow(key: str, ids: Sequence[UUID | None], **query: str) -> None:
 def organization(organization_id: UUID, **query: str) -> NoReturn:
     """Go to an organization; `query` sets more of its page, such as view="Refusals"."""
     st.switch_page(process.pages_folder() / PAGE, query_params={ID: str(organization_id), **query})
+
+
+def one_step_each() -> None:
+    """Make each page, and each place in a list, one step of the browser's Back.
+
+    Streamlit pushes a step whenever the server writes the address, so a page whose filters come
+    back would be three: its name, then its filters, and before them the last page without its own.
+    A choice of a filter is no step either way.
+    """
+    st.html(_STEPS, unsafe_allow_javascript=True)
 
 
 def returned(file: str) -> None:
@@ -74,8 +97,18 @@ def returned(file: str) -> None:
     for name, (texts, value) in kept[file].items():
         if value is not None:
             st.session_state[name] = value
-        elif name not in st.session_state:
-            st.query_params[name] = texts
+        if value is not None or name not in st.session_state:
+            with suppress(StreamlitAPIException):  # of a widget still bound, which writes it itself
+                st.query_params[name] = texts
+
+
+def keep(file: str) -> None:
+    """Keep what a page wrote into its address. Call after it was drawn.
+
+    A filter that several pages have comes along, and stands in the address only then.
+    """
+    query = {name: (st.query_params.get_all(name), None) for name in st.query_params}
+    st.session_state[_QUERIES][file] = query
 
 
 def start_pages() -> list[Route]:
