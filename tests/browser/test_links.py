@@ -103,3 +103,24 @@ def test_the_api_answers_beside_the_console(server: Served) -> None:
     with caught.value as answer:
         assert answer.status == 401
         assert "error" in json.load(answer)
+
+
+def test_a_reload_keeps_the_persona_of_the_demo(visit: Visit) -> None:
+    page = visit.open("usage")
+    visit.sign_in("support")
+    page.wait_for_url("**/usage?as=support")
+    visit.choose("Time range", "7d")
+    visit.go("Top spenders")
+    page.reload()
+    visit.heading("Top spenders")
+    expect(page.get_by_text("Demo support · support")).to_be_visible()
+    visit.sign_in("member")
+    visit.heading("My tokens")
+    page.reload()
+    expect(page.get_by_text("Demo member · member")).to_be_visible()
+    visit.drawn()
+    visit.sign_in("admin")
+    visit.heading("Overview")
+    page.wait_for_url(re.compile(r"/(?!.*as=)"))
+    page.reload()
+    expect(page.get_by_text("Demo admin · admin")).to_be_visible()

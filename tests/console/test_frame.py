@@ -8,11 +8,12 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from tests.console.opening import Open, press, texts
 from tokenlib import demo
 from tokenlib.config import Settings
-from tokenlib.console import finder, process
+from tokenlib.console import finder, process, session
 from tokenlib.testing import TestClock
 from tokenlib.tokens import Tokens
 
@@ -98,3 +99,14 @@ def test_who_is_signed_in_is_said(look: Open, persona: str) -> None:
     app = look(persona=persona)
     name = app.session_state["persona"]
     assert any(caption.value.endswith(f"· {name}") for caption in app.caption)
+
+
+@pytest.mark.parametrize(("asked", "role"), [("member", "member"), ("nobody", "admin")])
+def test_the_address_says_which_persona_the_demo_begins_with(
+    look: Open, asked: str, role: str
+) -> None:
+    app = AppTest.from_file(str(process.FRAME), default_timeout=30)
+    app.query_params[session.AS] = asked
+    app.run()
+    assert not app.exception
+    assert any(caption.value.endswith(f"· {role}") for caption in app.caption)

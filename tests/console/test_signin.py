@@ -126,6 +126,15 @@ def test_a_verified_address_is_who_the_tables_say(
     assert "persona_choice" not in [control.key for control in app.get("segmented_control")]
 
 
+def test_the_address_makes_nobody_another_person(enter: Enter) -> None:
+    app = enter(claims(SUPPORT.email))
+    app.query_params[session.AS] = "admin"
+    app.run()
+    assert any(caption.value.endswith("· support") for caption in app.caption)
+    app.switch_page(str(process.pages_folder() / "settings.py")).run()
+    assert [warning.title for warning in app.warning] == ["Not for you"]
+
+
 def test_support_gets_no_page_of_admins(enter: Enter) -> None:
     app = enter(claims(SUPPORT.email), "settings.py")
     assert [warning.title for warning in app.warning] == ["Not for you"]

@@ -16,7 +16,7 @@ import streamlit as st
 from tokenlib import demo
 from tokenlib.console import actions, finder, links, process, refusals, session, signin, switch
 from tokenlib.console import format as fmt
-from tokenlib.console.session import EVERYBODY, PERSONA, STAFF, Person, Role
+from tokenlib.console.session import AS, EVERYBODY, PERSONA, STAFF, Person, Role
 from tokenlib.console.signin import ADVICE, Closed, SignedOut
 from tokenlib.errors import TokenlibError
 from tokenlib.latency import pace
@@ -145,7 +145,8 @@ def main() -> None:
     pages = menu(person)
     page = st.navigation(pages)
     if st.session_state.pop(SWITCHED, False) and person.role not in roles_of(page.title):
-        st.switch_page(next(page for listed in pages.values() for page in listed))
+        start = next(page for listed in pages.values() for page in listed)
+        st.switch_page(start, query_params={})  # without it a filter in the address would forbid it
     file = next(view.file for view in VIEWS if view.title == page.title)
     links.returned(file)
     if person.role != "member":
@@ -173,9 +174,16 @@ def main() -> None:
 
 def choose_persona() -> None:
     """The demo mode's sign-in: anybody may be anybody."""
-    # The widget forgets its value when a page is switched; the session does not.
-    st.session_state.setdefault(PERSONA, next(iter(demo.PERSONAS)))
-    st.session_state[CHOICE] = st.session_state[PERSONA]
+    # The widget forgets its value when a page is switched; the session does not. The address keeps
+    # it over a reload, and is read nowhere but here.
+    usual = next(iter(demo.PERSONAS))
+    asked = st.query_params.get(AS, usual)
+    st.session_state.setdefault(PERSONA, asked if asked in demo.PERSONAS else usual)
+    st.session_state[CHOICE] = persona = st.session_state[PERSONA]
+    if persona != usual and asked != persona:
+        st.query_params[AS] = persona
+    elif persona == usual and AS in st.query_params:
+        del st.query_params[AS]
     st.segmented_control(
         "Signed in as",
         list(demo.PERSONAS),

@@ -15,6 +15,7 @@ from streamlit.errors import StreamlitAPIException
 
 from tokenlib.console import format as fmt
 from tokenlib.console import process, tables
+from tokenlib.console.session import AS
 from tokenlib.errors import InvalidInput
 from tokenlib.reports import Reports
 from tokenlib.reports.organizations import OrganizationRow
@@ -79,7 +80,7 @@ def returned(file: str) -> None:
     """
     kept: dict[str, dict[str, tuple[list[str], Any]]] = st.session_state.setdefault(_QUERIES, {})
     left = str(st.session_state.get(_HERE))
-    query = {name: (st.query_params.get_all(name), None) for name in st.query_params}
+    query = _query()
     bare = not query or (ID in query and file != PAGE)
     if left != file:
         st.session_state[_HERE] = file
@@ -107,8 +108,13 @@ def keep(file: str) -> None:
 
     A filter that several pages have comes along, and stands in the address only then.
     """
-    query = {name: (st.query_params.get_all(name), None) for name in st.query_params}
-    st.session_state[_QUERIES][file] = query
+    st.session_state[_QUERIES][file] = _query()
+
+
+def _query() -> dict[str, tuple[list[str], Any]]:
+    """What the address says of the page, without who reads it."""
+    names = [name for name in st.query_params if name != AS]
+    return {name: (st.query_params.get_all(name), None) for name in names}
 
 
 def start_pages() -> list[Route]:

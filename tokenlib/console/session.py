@@ -30,6 +30,9 @@ EVERYBODY: tuple[Role, ...] = ("admin", "support", "member")
 PERSONA = "persona"
 """The session's one entry about who somebody is: a persona of the demo mode."""
 
+AS = "as"
+"""The query parameter by which the demo mode's persona outlives a reload, on every page."""
+
 SUBJECT = "subject"
 """Whom the e-mail address was found to mean: an id, which gives nothing unless it still does."""
 
