@@ -8,7 +8,7 @@ all rounds the books close, and the log has what was acknowledged, no more and n
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,7 @@ from tests.faults.proxy import Proxy
 from tokenlib import connect
 from tokenlib.cluster import PORT
 from tokenlib.config import Settings
+from tokenlib.db import Database, Kind, Row, statements
 from tokenlib.embedded import SUPERUSER, Embedded
 from tokenlib.reports import Reports, Viewer
 from tokenlib.tokens import EMBEDDED_DATABASE, Tokens
@@ -37,10 +38,22 @@ PREPARED = 10
 
 
 @dataclass
+class Apart:
+    """In the place of the shared commit: each charge asks for its own, as the library would."""
+
+    database: Database
+
+    def deduct(self, asked: Mapping[str, Any], kind: Kind, caller: object = None) -> Row:
+        """As `SharedCommit.deduct`."""
+        return self.database.call(statements("gate")["deduct"], asked, kind)
+
+
+@dataclass
 class Bench:
     """Everything that a scenario needs."""
 
     tokens: Tokens
+    apart: Tokens  # another one, for itself
     owner: psycopg.Connection[Any]
     socket: Path
     others: Baselines
@@ -78,9 +91,9 @@ class Bench:
 
     # What is called on each side ---------------------------------------------------------------
 
-    def ours(self, choose: Choose) -> Caller:
+    def ours(self, choose: Choose, tokens: Tokens | None = None) -> Caller:
         """A charge through the library."""
-        deduct = self.tokens.deduct_tokens
+        deduct = (tokens or self.tokens).deduct_tokens
 
         def charge() -> object:
             organization, user = choose()
@@ -105,6 +118,23 @@ def check(bench: Bench) -> None:
     }
     sides = bench.compare("check, one caller", makes, 1, bench.world.anyone)
     bench.least("check, to a bare SELECT", ratio(sides, "ours", "floor"), 0.6)
+
+
+def lone(bench: Bench) -> None:
+    """One caller, by a gate that shares commits and by one that does not."""
+    apart = bench.apart
+    if not hasattr(apart, "shared"):
+        bench.most("lone caller, p50 to one without the shared commit", None, 1.1)
+        return
+    apart.shared = Apart(apart.database)
+    makes: dict[str, Make] = {
+        "floor": bench.others.floor,
+        "apart": partial(bench.ours, tokens=apart),
+        "ours": bench.ours,
+    }
+    sides = bench.compare("charge, a lone caller", makes, 1, bench.world.anyone)
+    what = "lone caller, p50 to one without the shared commit"
+    bench.most(what, ratio(sides, "ours", "apart", "p50"), 1.1)
 
 
 def _spread(bench: Bench, callers: int, least: float, *, old: bool = False) -> None:
@@ -170,7 +200,7 @@ def trips(bench: Bench) -> None:
 
 
 SCENARIOS: dict[str, Callable[[Bench], None]] = {
-    scenario.__name__: scenario for scenario in (trips, check, one, spread16, spread64, busy)
+    scenario.__name__: scenario for scenario in (trips, check, one, lone, spread16, spread64, busy)
 }
 
 
@@ -193,7 +223,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"There is no {', '.join(sorted(unknown))}: {', '.join(SCENARIOS)}.")
     with ExitStack() as held:
         folder = held.enter_context(machine.folder())
-        tokens = held.enter_context(connect(settings=Settings(data_dir=folder / "data")))
+        settings = Settings(data_dir=folder / "data")
+        tokens, apart = (held.enter_context(connect(settings=settings)) for _ in range(2))
         server = Embedded(folder / "data")
         owner = held.enter_context(
             psycopg.connect(server.conninfo(EMBEDDED_DATABASE, SUPERUSER), autocommit=True)
@@ -207,7 +238,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         about = machine.about(folder, owner)
         print(machine.lines(about))
         bench = Bench(
-            tokens, owner, socket, others, world, options.rounds, options.seconds_per_round
+            tokens, apart, owner, socket, others, world, options.rounds, options.seconds_per_round
         )
         for name in chosen:
             before = len(bench.scenarios), len(bench.targets)
@@ -248,7 +279,9 @@ def _books(bench: Bench) -> None:
                 f"The old system lost {said - known:,} of {said:,} charges"
                 f" ({(said - known) / said:.0%}): callers overwrote each other's balance."
             )
-    said = bench.spent + sum(sides["ours"].calls for sides in charges)
+    said = bench.spent + sum(
+        sides[name].calls for sides in charges for name in ("ours", "apart") if name in sides
+    )
     [row] = bench.owner.execute(
         "select count(*), coalesce(sum(tokens_deducted), 0) from ai_token_usage_log"
     ).fetchall()

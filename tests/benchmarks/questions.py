@@ -7,7 +7,6 @@ answer and its plain SQL have to be the same, to the row.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,8 @@ from tokenlib.tokens import EMBEDDED_DATABASE, Tokens
 CALLS, AT_LEAST, SECONDS = 20, 3, 3.0
 PLAIN_CALLS = 3
 MILLISECONDS, SHARE_OF_PLAIN, OF_ITSELF = 100, 20, 1.5
+NEVER = 1e9
+"""What stands for a ratio to a question that is broken off."""
 _ABOUT = """
 with recent as (
     select organization_id, user_id, created_at from ai_token_usage_log
@@ -176,7 +177,7 @@ def _measured(question: Question, small: Database, large: Database) -> dict[str,
 def _broken_off(milliseconds: float) -> dict[str, Any]:
     """The figures of a question that the server does not answer in time."""
     said = dict.fromkeys(("p95", "median", "plain"), milliseconds)
-    return {**said, "small": 0.0, "of_small": math.inf, "calls": 1, "wrong": True}
+    return {**said, "small": 0.0, "of_small": NEVER, "calls": 1, "wrong": True}
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
