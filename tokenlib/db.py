@@ -113,7 +113,7 @@ class Database:
         except sa.exc.ArgumentError:
             raise ConfigurationError("The database URL is not a PostgreSQL URL.") from None
         self._engine = pool.create_engine(self.url, pool_size, prepare)
-        self._retry = retry
+        self.retry = retry
         self._revive = revive
         self._reviving = threading.Lock()
 
@@ -125,7 +125,7 @@ class Database:
 
     def check(self) -> None:
         """Raise NotMigrated or ConfigurationError when this database cannot serve."""
-        with self._connection(self._retry.deadline, "question") as connection:
+        with self._connection(self.retry.deadline, "question") as connection:
             require_server(connection)
             forgetful = connection.execute(statements("system")["settings_off"]).fetchall()
             if forgetful:
@@ -163,14 +163,27 @@ class Database:
         The psycopg connection beneath SQLAlchemy is taken for speed: one round trip, prepared.
         """
 
-        def attempt(patience: float) -> list[Row]:
-            with (
-                self._connection(patience, kind) as connection,
-                connection.cursor(row_factory=dict_row) as cursor,
-            ):
-                return cursor.execute(statement, params).fetchall()
+        return self.retry.run(
+            lambda patience: self.once(statement, params, kind, patience),
+            repeatable=kind != "once",
+        )
 
-        return self._retry.run(attempt, repeatable=kind != "once")
+    def once(
+        self, statement: str, params: Mapping[str, Any], kind: Kind, patience: float
+    ) -> list[Row]:
+        """As `call_all`, in one attempt that waits `patience` seconds for its reply."""
+        with (
+            self._connection(patience, kind) as connection,
+            connection.cursor(row_factory=dict_row) as cursor,
+        ):
+            return cursor.execute(statement, params).fetchall()
+
+    def tuples(
+        self, statement: str, params: Mapping[str, Any], patience: float
+    ) -> list[tuple[Any, ...]]:
+        """As `once`, for many rows."""
+        with self._connection(patience, "once") as connection, connection.cursor() as cursor:
+            return cursor.execute(statement, params).fetchall()
 
     def rows(
         self,
@@ -187,7 +200,7 @@ class Database:
                 result = connection.exec_driver_sql(statement, dict(params or {}))
                 return [dict(row) for row in result.mappings()]
 
-        return self._retry.run(attempt, repeatable=True)
+        return self.retry.run(attempt, repeatable=True)
 
     @contextmanager
     def transaction(
@@ -197,7 +210,7 @@ class Database:
 
         What runs in it is not asked again; only its connection is.
         """
-        opened = self._retry.run(lambda _patience: self._connect(), repeatable=True)
+        opened = self.retry.run(lambda _patience: self._connect(), repeatable=True)
         with self._begun(opened, reader, user_id) as connection:
             yield connection
 

@@ -15,8 +15,8 @@ from uuid import UUID, uuid4
 
 from tokenlib import answers, inputs, offbook
 from tokenlib.attempts import AttemptVerbs
-from tokenlib.db import Kind, Row, as_uuid, statements
-from tokenlib.domain import Balance, Catalog, Reservation, Stats, Usage, Verdict
+from tokenlib.db import Database, Kind, Row, as_uuid, statements
+from tokenlib.domain import Balance, Catalog, Mode, Reservation, Stats, Usage, Verdict
 from tokenlib.errors import (
     InvalidInput,
     TokenlibError,
@@ -24,6 +24,7 @@ from tokenlib.errors import (
     UnknownOrganization,
     UnknownTokenType,
 )
+from tokenlib.sharing import Caller, SharedCommit
 from tokenlib.spending import SpendVerbs
 
 Id = UUID | str
@@ -32,6 +33,10 @@ Let = TypeVar("Let", Usage, Reservation)
 
 class GateVerbs(SpendVerbs, AttemptVerbs):
     """The verbs that decide and charge. Ids are UUIDs, taken as `uuid.UUID` or `str`."""
+
+    def __init__(self, database: Database, override: Mode | None = None) -> None:
+        super().__init__(database, override)
+        self.shared = SharedCommit(database)
 
     def has_enough_tokens(self, organization: Id, feature: str, units: int = 1) -> bool:
         """Whether the balance would pay: the UI's question, never the decision.
@@ -110,28 +115,53 @@ class GateVerbs(SpendVerbs, AttemptVerbs):
         UnknownFeature, UnknownOrganization, InvalidInput or DatabaseUnavailable.
         """
         organization_id, user_id = as_uuid(organization, "organization"), as_uuid(user, "user")
+        with self._attempt(user_id, limits):
+            asked = self.charge_request(
+                organization_id,
+                user_id,
+                feature,
+                units,
+                metadata,
+                idempotency_key,
+                limits=limits,
+            )
+        return self.carry_out(asked)
+
+    def charge_request(
+        self,
+        organization: Id,
+        user: Id,
+        feature: str,
+        units: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        *,
+        limits: bool = False,
+    ) -> dict[str, Any]:
+        """What `deduct_tokens` asks the database. Raises InvalidInput."""
+        return {
+            "organization_id": as_uuid(organization, "organization"),
+            "user_id": as_uuid(user, "user"),
+            "feature": inputs.text(feature, "feature"),
+            "units": inputs.units(units),
+            "metadata": inputs.metadata(metadata),
+            "key": inputs.key(idempotency_key),
+            "limits": inputs.truth(limits, "limits"),
+            "mode": self.override,
+        }
+
+    def carry_out(self, asked: Mapping[str, Any], caller: Caller | None = None) -> Usage:
+        """Carry out what `charge_request` returned, for `caller` where one has entered already."""
         try:
-            with self._attempt(user_id, limits):
-                row = self._call(
-                    "deduct",
-                    "once" if idempotency_key is None else "repeatable",
-                    organization_id=organization_id,
-                    user_id=user_id,
-                    feature=inputs.text(feature, "feature"),
-                    units=inputs.units(units),
-                    metadata=inputs.metadata(metadata),
-                    key=inputs.key(idempotency_key),
-                    limits=inputs.truth(limits, "limits"),
-                    mode=self.override,
+            with self._attempt(asked["user_id"], asked["limits"]):
+                row = self.shared.deduct(
+                    asked, "once" if asked["key"] is None else "repeatable", caller
                 )
         except offbook.CANNOT_ANSWER as error:
-            return self._let_through(
-                error,
-                "deduct_tokens",
-                partial(offbook.usage, organization_id, user_id, feature, units),
-            )
+            request = (asked["organization_id"], asked["user_id"], asked["feature"], asked["units"])
+            return self._let_through(error, "deduct_tokens", partial(offbook.usage, *request))
         if row["status"] != "ok":
-            raise self._refusal(row, idempotency_key)
+            raise self._refusal(row, asked["key"])
         return answers.usage(row)
 
     def reserve(

@@ -20,7 +20,7 @@ DEADLINE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 0.8
 # Of an attempt that begins shortly before the end: less would cut off what is about to be answered.
-_LEAST_PATIENCE_SECONDS = 0.5
+LEAST_PATIENCE_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Retry:
         unclear: DatabaseUnavailable | None = None
         while True:
             try:
-                return attempt(max(give_up_at - self.now(), _LEAST_PATIENCE_SECONDS))
+                return attempt(max(give_up_at - self.now(), LEAST_PATIENCE_SECONDS))
             except TokenlibError as error:
                 if isinstance(error, DatabaseUnavailable) and error.outcome == "unknown":
                     unclear = error

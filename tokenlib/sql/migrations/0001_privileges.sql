@@ -126,7 +126,7 @@ begin
         loop
             execute format('revoke all on function %s from %I', v_function.signature, v_role);
         end loop;
-        if v_function.name in ('deduct', 'reserve', 'deduct_reservation', 'release', 'refund',
+        if v_function.name in ('deduct', 'deduct_many', 'reserve', 'deduct_reservation', 'release', 'refund',
             'balances', 'has_enough', 'can_use', 'grant_tokens', 'initialize', 'change_plan',
             'record_failed_attempt', 'refresh', 'set_status', 'pause_user', 'set_mode', 'settle_finding',
             'create_organization', 'add_member', 'save_quest', 'advance_quest', 'record_latency',

@@ -4,6 +4,9 @@
 select * from tokenlib.deduct(%(organization_id)s, %(user_id)s, %(feature)s, %(units)s,
     %(metadata)s, %(key)s, %(limits)s, %(mode)s)
 
+-- name: deduct_many
+select * from tokenlib.deduct_many(%(requests)s::jsonb, %(wait)s)
+
 -- name: reserve
 select * from tokenlib.reserve(%(organization_id)s, %(user_id)s, %(feature)s, %(units)s,
     %(metadata)s, %(key)s, %(hold_for)s, %(limits)s, %(mode)s, %(id)s)

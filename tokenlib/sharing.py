@@ -1,0 +1,307 @@
+"""One commit for charges that callers of this process ask for at the same moment.
+
+Who comes while nobody is at work asks alone and at once, so a lone caller pays nothing. Who comes
+meanwhile waits in line; the first of them then asks for all, in one transaction with an answer for
+each. What that does not charge, because it is anything but plain, its caller asks for alone.
+
+A wallet that somebody else has in hand gets a line of its own: whoever wants it waits there, and
+holds nobody else up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from tokenlib.db import Database, Kind, Row, statements
+from tokenlib.errors import DatabaseUnavailable, TokenlibError
+from tokenlib.retry import LEAST_PATIENCE_SECONDS
+
+_MOST = 64
+# Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.
+STUCK_SECONDS = 0.02
+_GRACE_SECONDS = 10.0
+
+_LOST = (
+    "The reply to a shared commit was lost. It is unknown whether this was charged. Retry with the"
+    " same idempotency key; a call without one cannot be repeated safely, so look into the usage"
+    " log first."
+)
+
+
+class Caller:
+    """One who asks for a charge. Waits for an answer, an error, or to be told to lead."""
+
+    def __init__(self, asked: Mapping[str, Any]) -> None:
+        self.asked = asked
+        self.line: _Line | None = None  # in which they stand
+        self.crew: list[Caller] = []  # for whom they are to ask
+        self.begun = 0.0  # since when they are at work
+        self.row: tuple[Any, ...] | None = None
+        self.error: DatabaseUnavailable | None = None
+        self.woken = threading.Lock()
+        self.woken.acquire()
+
+    def wake(self) -> None:
+        """Something has come."""
+        self.woken.release()
+
+
+class _Line:
+    """Who waits, in the order of arrival, and since when somebody is at work for them."""
+
+    def __init__(self, organization: UUID | None = None) -> None:
+        self.organization = organization  # whose wallets somebody else has in hand
+        self.waiting: deque[Caller] = deque()
+        self.begun: list[float] = []
+
+    def free(self, now: float) -> bool:
+        stuck = STUCK_SECONDS if self.organization is None else float("inf")
+        return all(now - begun > stuck for begun in self.begun)
+
+    def queue(self, caller: Caller) -> None:
+        caller.line = self
+        self.waiting.append(caller)
+
+    def send(self, crew: list[Caller], now: float) -> Caller:
+        """Let these go to work. Returns who leads, and has to be woken."""
+        for caller in crew:
+            caller.line = None
+        leader = crew[0]
+        leader.crew, leader.line, leader.begun = crew, self, now
+        self.begun.append(now)
+        return leader
+
+    def next(self, now: float) -> Caller | None:
+        """Whoever leads those who wait, if it is their turn."""
+        if not self.waiting or not self.free(now):
+            return None
+        most = min(len(self.waiting), _MOST)
+        return self.send([self.waiting.popleft() for _ in range(most)], now)
+
+
+class SharedCommit:
+    """The charges of one gate. Thread-safe, and without a thread of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.forget()
+        _all.add(self)
+
+    def forget(self) -> None:
+        """Begin anew: in a forked process, where nobody has come yet."""
+        self._mutex = threading.Lock()
+        self._main = _Line()
+        self._lines: dict[UUID, _Line] = {}
+
+    def enter(self, caller: Caller) -> bool:
+        """Join a line. True: nobody is at work, so the caller is woken already."""
+        now = time.monotonic()
+        with self._mutex:
+            line = self._lines.get(caller.asked["organization_id"], self._main)
+            if not line.free(now):
+                line.queue(caller)
+                return False
+            line.send([caller], now)
+        caller.wake()
+        return True
+
+    def leave(self, caller: Caller) -> None:
+        """Go away, whatever has come; nobody is stranded by it."""
+        with self._mutex:
+            line, caller.line = caller.line, None
+            if line is None:
+                return
+            if not caller.crew:
+                line.waiting.remove(caller)
+                return
+            crew, caller.crew = caller.crew, []
+            for other in reversed(crew[1:]):
+                other.line = line
+                line.waiting.appendleft(other)
+        self._end(line, caller.begun)
+
+    def look(self, caller: Caller) -> None:
+        """Whether it is somebody's turn because those at work are stuck."""
+        with self._mutex:
+            leader = caller.line.next(time.monotonic()) if caller.line else None
+        if leader is not None:
+            leader.wake()
+
+    def give_up(self, caller: Caller, at: float) -> None:
+        """Raise DatabaseUnavailable once `at` is over, and go away."""
+        now = time.monotonic()
+        if now > at and self.withdraw(caller):
+            raise DatabaseUnavailable("The wallet is busy. Nothing was charged; try again.")
+        # Whoever asks for them waits no longer than this, unless they were killed on the way.
+        if now > at + _GRACE_SECONDS and caller.line is None:
+            raise DatabaseUnavailable(_LOST, "unknown")
+
+    def deduct(self, asked: Mapping[str, Any], kind: Kind, caller: Caller | None = None) -> Row:
+        """As the statement `deduct`, asked again as far as `kind` allows.
+
+        `caller` is one who has entered and was woken. Raises what `Database.call` raises.
+        """
+        statement = statements("gate")["deduct"]
+        if asked["mode"] is not None:
+            return self._database.call(statement, asked, kind)
+        first = True
+
+        def attempt(patience: float) -> Row:
+            nonlocal first
+            give_up_at = time.monotonic() + patience
+
+            def alone() -> Row:
+                left = max(give_up_at - time.monotonic(), LEAST_PATIENCE_SECONDS)
+                [row] = self._database.once(statement, asked, kind, left)
+                return row
+
+            if not first:
+                return alone()
+            first = False
+            if caller is not None:
+                return self._answer(caller, give_up_at, alone)
+            here = Caller(asked)
+            self.enter(here)
+            return self._answer(here, give_up_at, alone)
+
+        return self._database.retry.run(attempt, repeatable=kind != "once")
+
+    def _answer(self, caller: Caller, give_up_at: float, alone: Callable[[], Row]) -> Row:
+        try:
+            self._wait(caller, give_up_at)
+            if caller.line is not None:  # alone at work
+                return alone()
+        finally:
+            self.leave(caller)
+        if caller.error is not None:
+            raise caller.error
+        return alone() if caller.row is None else charged(caller)
+
+    def _wait(self, caller: Caller, give_up_at: float) -> None:
+        """Until there is an answer, or it is their turn; leads on the way, when told to."""
+        while True:
+            if not caller.woken.acquire(timeout=STUCK_SECONDS):
+                self.look(caller)
+                self.give_up(caller, give_up_at)
+            elif len(caller.crew) > 1 and caller.line is not None:
+                self._lead(caller, caller.line, give_up_at)
+            else:
+                return
+
+    def withdraw(self, caller: Caller) -> bool:
+        """Go away if nothing has come yet; whether that was so."""
+        with self._mutex:
+            if caller.line is None or caller.crew:
+                return False
+            caller.line.waiting.remove(caller)
+            caller.line = None
+            return True
+
+    def _lead(self, leader: Caller, line: _Line, give_up_at: float) -> None:
+        crew, begun = leader.crew, leader.begun
+        rows: list[tuple[Any, ...]] = []
+        lost = True
+        try:
+            requests = json.dumps([_request(caller.asked) for caller in crew])
+            rows = self._database.tuples(
+                statements("gate")["deduct_many"],
+                {"requests": requests, "wait": line.organization is not None},
+                max(give_up_at - time.monotonic(), LEAST_PATIENCE_SECONDS),
+            )
+            lost = False
+        except TokenlibError as error:
+            # Otherwise it was rolled back for all, whoever it was about.
+            lost = isinstance(error, DatabaseUnavailable) and error.outcome == "unknown"
+        finally:
+            with self._mutex:
+                leader.line, leader.crew = None, []
+            self._tell(crew, rows, lost)
+            self._end(line, begun)
+
+    def _tell(self, crew: list[Caller], rows: list[tuple[Any, ...]], lost: bool) -> None:
+        """Each their own answer; none: they ask alone."""
+        locked = set()
+        for row in rows:
+            place, is_locked = row[:2]
+            if is_locked:
+                locked.add(place)
+            else:
+                crew[place - 1].row = row
+        for place, caller in enumerate(crew, 1):
+            if place in locked:
+                self._move(caller)
+            else:
+                if lost:
+                    caller.error = DatabaseUnavailable(_LOST, "unknown")
+                caller.wake()
+
+    def _move(self, caller: Caller) -> None:
+        """Into the line of the organization whose wallet somebody else has in hand."""
+        organization = caller.asked["organization_id"]
+        with self._mutex:
+            line = self._lines.setdefault(organization, _Line(organization))
+            line.queue(caller)
+            leader = line.next(time.monotonic())
+        if leader is not None:
+            leader.wake()
+
+    def _end(self, line: _Line, begun: float) -> None:
+        """One at work has ended: the next go on."""
+        with self._mutex:
+            line.begun.remove(begun)
+            leader = line.next(time.monotonic())
+            if line.organization is not None and not line.begun and not line.waiting:
+                self._lines.pop(line.organization, None)
+        if leader is not None:
+            leader.wake()
+
+
+def charged(caller: Caller) -> Row:
+    """The answer to a caller who was charged with others, as `deduct` gives it."""
+    assert caller.row is not None  # noqa: S101 - asked of such callers only
+    _, _, usage_id, token_type, tokens, balance, created_at = caller.row
+    return {
+        "status": "ok",
+        "id": usage_id,
+        "organization_id": caller.asked["organization_id"],
+        "user_id": caller.asked["user_id"],
+        "feature": caller.asked["feature"],
+        "token_type": token_type,
+        "tokens": tokens,
+        "waived": 0,
+        "balance": balance,
+        "created_at": created_at,
+        "replayed": False,
+    }
+
+
+def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "organization": str(asked["organization_id"]),
+        "member": str(asked["user_id"]),
+        "feature": asked["feature"],
+        "units": asked["units"],
+        "metadata": None if asked["metadata"] is None else asked["metadata"].obj,
+        "key": asked["key"],
+        "limits": asked["limits"],
+    }
+
+
+_all: weakref.WeakSet[SharedCommit] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for shared in _all:
+        shared.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
