@@ -228,30 +228,34 @@ class SharedCommit:
 
     def _tell(self, crew: list[Caller], rows: list[tuple[Any, ...]], lost: bool) -> None:
         """Each their own answer; none: they ask alone."""
-        locked = set()
+        locked = []
         for row in rows:
             place, is_locked = row[:2]
+            caller = crew[place - 1]
             if is_locked:
-                locked.add(place)
+                locked.append(caller)
             else:
-                crew[place - 1].row = row
-        for place, caller in enumerate(crew, 1):
-            if place in locked:
-                self._move(caller)
-            else:
-                if lost:
-                    caller.error = DatabaseUnavailable(_LOST, "unknown")
+                caller.row = row
+        for caller in crew:
+            if lost:
+                caller.error = DatabaseUnavailable(_LOST, "unknown")
+            if not locked or caller not in locked:
                 caller.wake()
+        if locked:
+            self._move(locked)
 
-    def _move(self, caller: Caller) -> None:
-        """Into the line of the organization whose wallet somebody else has in hand."""
-        organization = caller.asked["organization_id"]
+    def _move(self, locked: list[Caller]) -> None:
+        """Each into the line of the organization whose wallet somebody else has in hand."""
+        now = time.monotonic()
         with self._mutex:
-            line = self._lines.setdefault(organization, _Line(organization))
-            line.queue(caller)
-            leader = line.next(time.monotonic())
-        if leader is not None:
-            leader.wake()
+            for caller in locked:
+                organization = caller.asked["organization_id"]
+                self._lines.setdefault(organization, _Line(organization)).queue(caller)
+            lines = {caller.asked["organization_id"] for caller in locked}
+            leaders = [self._lines[organization].next(now) for organization in lines]
+        for leader in leaders:
+            if leader is not None:
+                leader.wake()
 
     def _end(self, line: _Line, begun: float) -> None:
         """One at work has ended: the next go on."""
