@@ -49,7 +49,7 @@ class AsyncTokens:
     async def deduct_tokens(self, *args: Any, **kwargs: Any) -> Usage:
         """As `Tokens.deduct_tokens`."""
         tokens = self._tokens
-        if isinstance(tokens, GateVerbs) and tokens.override is None:
+        if isinstance(tokens, GateVerbs) and tokens.shared.enabled and not tokens.override:
             with suppress(InvalidInput):  # which the verb puts on record
                 asked = tokens.charge_request(*args, **kwargs)
                 return await _Awaited(asked, tokens, self._threads).answer()

@@ -97,6 +97,7 @@ class Settings:
     pool_size: int = 10
     prepare: bool | None = None  # None: unless there is a pooler in between
     deadline: float = DEADLINE_SECONDS
+    shared_commit: bool = True
     llm_base_url: str | None = None
     llm_api_key: str | None = field(default=None, repr=False)
     llm_model: str | None = None
@@ -123,6 +124,7 @@ class Settings:
             pool_size=_integer(environ, "TOKENLIB_POOL_SIZE", cls.pool_size, 1, 1000),
             prepare=_boolean(environ, "TOKENLIB_PREPARE", cls.prepare),
             deadline=_seconds(environ, "TOKENLIB_DEADLINE", cls.deadline, 0.1, 300),
+            shared_commit=bool(_boolean(environ, "TOKENLIB_SHARED_COMMIT", cls.shared_commit)),
             llm_base_url=_http_url(environ, "TOKENLIB_LLM_BASE_URL"),
             llm_api_key=_text(environ, "TOKENLIB_LLM_API_KEY"),
             llm_model=_text(environ, "TOKENLIB_LLM_MODEL"),

@@ -107,6 +107,7 @@ def connect(
                 raise
             Tokens.log.warning("starting without the database: %s", error)
         tokens = Tokens(database, settings.switch, held.pop_all(), settings.key_pepper)
+        tokens.shared.enabled = settings.shared_commit
     atexit.register(tokens.close)
     if switched:
         with suppress(*offbook.CANNOT_ANSWER):

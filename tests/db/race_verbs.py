@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import psycopg
 
 from tests.db.books_model import PERIOD, Account, Hold, Part, Wallet
 from tokenlib import Reservation, Tokens, Usage
-from tokenlib.db import Database
+from tokenlib.db import Database, statements
 from tokenlib.retry import Retry
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -107,6 +108,25 @@ def deduct(seat: Seat, scene: Scene, _place: int) -> Answer:
         usage.tokens_waived,
         usage.remaining_balance,
     )
+
+
+def deduct_in_company(seat: Seat, scene: Scene, place: int) -> Answer:
+    """As one of a crew, which waits for its locks or does not; alone, if that does not charge it."""
+    asked = {
+        "organization": str(scene.organization),
+        "member": str(scene.user),
+        "feature": "generate_insight",
+        "units": 17,
+        "metadata": None,
+        "key": None,
+        "limits": False,
+    }
+    params = {"requests": json.dumps([asked]), "wait": bool(place % 2)}
+    rows = seat.tokens.database.tuples(statements("gate")["deduct_many"], params, 30)
+    if not rows or rows[0][1]:
+        return deduct(seat, scene, place)
+    [(_, _, _, token_type, tokens, balance, _)] = rows
+    return token_type, tokens, 0, balance
 
 
 def model_deduct(model: Model, _place: int) -> Answer:
@@ -276,6 +296,7 @@ Call = Callable[[Seat, Scene, int], Answer]
 Said = Callable[[Model, int], Answer]
 VERBS: dict[str, tuple[Call, Said]] = {
     "deduct": (deduct, model_deduct),
+    "deduct in company": (deduct_in_company, model_deduct),
     "reserve": (reserve, model_reserve),
     "deduct a hold": (deduct_hold, model_deduct_hold),
     "release": (release, model_release),

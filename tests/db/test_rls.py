@@ -74,6 +74,7 @@ VERBS = {
     "close_usage",
     "create_organization",
     "deduct",
+    "deduct_many",
     "deduct_reservation",
     "erase_metadata",
     "forget_usage",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,9 +25,11 @@ from tokenlib import (
     InsufficientTokens,
     InvalidInput,
     RateLimited,
+    Settings,
     TokenlibError,
     Tokens,
     Usage,
+    connect,
 )
 from tokenlib.db import Database, statements
 from tokenlib.retry import Retry
@@ -102,6 +105,19 @@ def test_a_lone_caller_asks_alone(gate: Tokens, pro: Person, monkeypatch: Any) -
     monkeypatch.setattr(gate.database, "tuples", None)
     for _ in range(3):
         assert gate.deduct_tokens(*pro, GOAL).tokens_deducted == 3
+
+
+def test_turned_off_nobody_waits_in_line(
+    token_database: TestDatabase, crowd: Crowd, tmp_path: Path
+) -> None:
+    url = token_database.url().replace("+psycopg", "")
+    settings = Settings(data_dir=tmp_path, database_url=url, shared_commit=False)
+    with connect(settings=settings) as gate:
+        organization = gate.create_organization("Acme", "pro")
+        person = organization, gate.add_member(organization, "A member", "member@example.org")
+        with crowd.holding(gate):
+            assert gate.deduct_tokens(*person, GOAL).remaining_balance == 17
+            assert asyncio.run(gate.aio.deduct_tokens(*person, GOAL)).remaining_balance == 14
 
 
 def test_costs_keys_units_and_metadata_of_each_are_their_own(

@@ -33,7 +33,7 @@ def test_an_empty_environment_means_the_bundled_server_on_this_machine_alone() -
 def test_empty_values_are_unset() -> None:
     names = (
         "DATABASE_URL MIGRATION_URL DATA_DIR JWT_SECRET JWT_ISSUER JWT_AUDIENCE JWT_JWKS_URL"
-        " KEY_PEPPER SWITCH POOL_SIZE PREPARE LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
+        " KEY_PEPPER SWITCH POOL_SIZE PREPARE SHARED_COMMIT LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
         " API_PLACES OPEN_DEMO OIDC_ISSUER OIDC_CLIENT_ID OIDC_CLIENT_SECRET OIDC_REDIRECT_URI"
         " OIDC_COOKIE_SECRET OIDC_TRUST_EMAIL OIDC_USER_CLAIM OIDC_SESSION_MINUTES"
     )
@@ -56,6 +56,7 @@ def test_every_variable_is_read() -> None:
             "TOKENLIB_POOL_SIZE": "25",
             "TOKENLIB_PREPARE": "False",
             "TOKENLIB_DEADLINE": "2.5",
+            "TOKENLIB_SHARED_COMMIT": "off",
             "TOKENLIB_LLM_BASE_URL": "http://localhost:11434/v1",
             "TOKENLIB_LLM_API_KEY": "key",
             "TOKENLIB_LLM_MODEL": "small",
@@ -82,6 +83,7 @@ def test_every_variable_is_read() -> None:
         pool_size=25,
         prepare=False,
         deadline=2.5,
+        shared_commit=False,
         llm_base_url="http://localhost:11434/v1",
         llm_api_key="key",
         llm_model="small",

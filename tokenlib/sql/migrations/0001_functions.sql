@@ -3529,6 +3529,8 @@ begin
     where f.uses > 0
     order by 4 desc, 3 desc, 1, 2
     limit p_limit;
+end
+$$;
 -- Many charges in one commit, for callers of one process who ask at the same moment. Only plain ones
 -- are charged here: those to which every rule says yes, by what is seen at a glance. Whatever is not
 -- plain gets no row, and its caller asks tokenlib.deduct alone, which decides and puts on record.
@@ -3601,8 +3603,8 @@ create function tokenlib.deduct_many(p_requests jsonb, p_wait boolean)
 returns table (place bigint, locked boolean, id uuid, token_type text, tokens bigint,
     balance bigint, created_at timestamptz)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
--- Lists of any length have one plan, by the indexes.
-set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+-- Lists of any length have one plan, by the indexes, and none is worth compiling.
+set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 declare
     -- What is asked, by wallet and place. Wallets and people have numbers.
