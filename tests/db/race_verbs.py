@@ -111,7 +111,7 @@ def deduct(seat: Seat, scene: Scene, _place: int) -> Answer:
 
 
 def deduct_in_company(seat: Seat, scene: Scene, place: int) -> Answer:
-    """As one of a crew, which waits for its locks or does not; alone, if that does not charge it."""
+    """As one of a crew, which waits for its locks or does not; alone if it is not charged so."""
     asked = {
         "organization": str(scene.organization),
         "member": str(scene.user),
