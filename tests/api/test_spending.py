@@ -344,9 +344,10 @@ def test_first_answers_are_kept_for_a_week(
         return {row["idempotency_key"] for row in rows}
 
     path, body = f"{world.path}/charges", {"feature": "analyze_strategy"}
-    first = api.post(path, world.keys["own"], key="old 1", **body, userId=str(world.user))
-    for number in (2, 3):
-        api.post(path, world.keys["own"], key=f"old {number}", **body, userId=str(world.user))
+    own, user = world.keys["own"], str(world.user)
+    first = api.post(path, own, key="charged", **body, userId=user)
+    for number in (1, 2, 3):
+        api.post(f"{world.path}/reservations", own, key=f"old {number}", **body, userId=user)
     token_clock.advance(timedelta(days=6))
     assert api.post(path, world.member, key="new 1", **body).is_success
     assert kept() == {"old 1", "old 2", "old 3", "new 1"}
@@ -356,7 +357,7 @@ def test_first_answers_are_kept_for_a_week(
     assert api.post(path, world.colleague, key="new 3", **body).is_success
     assert kept() == {"new 1", "new 2", "new 3"}
     # What was charged is protected for ever, by the key in the books.
-    again = api.post(path, world.keys["own"], key="old 1", **body, userId=str(world.user))
+    again = api.post(path, own, key="charged", **body, userId=user)
     assert (again.json()["id"], again.headers["idempotency-replayed"]) == (
         first.json()["id"],
         "true",

@@ -64,6 +64,7 @@ VERBS = {
     "advance_quest",
     "api_balances",
     "api_can_use",
+    "api_charges",
     "api_keys",
     "api_metrics",
     "api_write",

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from tokenlib.api import errors, openapi
 from tokenlib.api.auth import Authentication
 from tokenlib.api.guard import Guard
+from tokenlib.api.quick import Quick
 from tokenlib.api.routes import keys, operating, reading, spending, staff, tokens
 from tokenlib.config import Settings
 from tokenlib.tokens import Tokens
@@ -48,5 +49,11 @@ def create_app(get_tokens: Callable[[], Tokens], settings: Settings) -> FastAPI:
         api.router.routes.extend(each.router.routes)
     api.openapi = partial(openapi.build, api)  # type: ignore[method-assign]  # as FastAPI's manual says
     errors.register(api)
+    api.add_middleware(
+        Quick,
+        get_tokens=get_tokens,
+        authentication=api.state.authentication,
+        routes=api.routes,
+    )
     api.add_middleware(Guard, places=settings.api_places)
     return api

@@ -193,7 +193,7 @@ def register(api: FastAPI) -> None:
     """Answer HTTP errors, bad input and tokenlib's errors, each in the form of its endpoint."""
     api.exception_handler(HTTPException)(_http)
     api.exception_handler(RequestValidationError)(_invalid)
-    api.exception_handler(TokenlibError)(_tokenlib)
+    api.exception_handler(TokenlibError)(tokenlib_error)
 
 
 def is_old(request: Request) -> bool:
@@ -232,7 +232,8 @@ def _fault(found: Mapping[str, Any]) -> dict[str, str]:
     return {"field": ".".join(map(str, path))[:100] or str(where), "problem": problem}
 
 
-async def _tokenlib(request: Request, error: TokenlibError) -> JSONResponse:
+async def tokenlib_error(request: Request, error: TokenlibError) -> JSONResponse:
+    """What tokenlib refused, in the form of the endpoint."""
     if isinstance(error, DatabaseUnavailable | LoginRefused | NotMigrated):
         # The driver's words name hosts, folders and logins: they are for the log.
         log.error("API request %s refused: %s", request_id.get(), error)

@@ -147,7 +147,17 @@ begin
 end
 $$;
 
--- The key that a secret opens, while it is good. Its last use is kept to the minute.
+-- The last use of a key is kept to the minute. Whoever finds the row taken leaves this to them: a
+-- charge does not wait for it.
+create function tokenlib.use_key(p_id uuid, p_now timestamptz) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+    update public.ai_token_api_keys set last_used_at = p_now
+    where id = (select id from public.ai_token_api_keys
+        where id = p_id and coalesce(last_used_at, '-infinity') < p_now - interval '1 minute'
+        for no key update skip locked)
+$$;
+
+-- The key that a secret opens, while it is good.
 create function tokenlib.authenticate_key(
     p_digest bytea, out id uuid, out organization_id uuid, out name text, out scopes text[]
 ) returns setof record
@@ -161,12 +171,7 @@ begin
     if k.id is null or k.revoked_at is not null or k.expires_at <= v_now then
         return;
     end if;
-    if k.last_used_at is null or k.last_used_at < v_now - interval '1 minute' then
-        -- Whoever finds the row taken leaves this to them: a charge does not wait for it.
-        update public.ai_token_api_keys a set last_used_at = v_now
-        where a.id = (select b.id from public.ai_token_api_keys b where b.id = k.id
-            for no key update skip locked);
-    end if;
+    perform tokenlib.use_key(k.id, v_now);
     id := k.id;
     organization_id := k.organization_id;
     name := k.name;

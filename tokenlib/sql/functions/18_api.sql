@@ -234,6 +234,10 @@ begin
             return;
         end if;
         -- Another call than the first names another hold: the gate says what came of the first.
+    elsif p_verb not in ('deduct', 'reserve') and exists (select from public.ai_token_usage_log
+        where organization_id = v_place and idempotency_key = p_key and reservation_id is null) then
+        a.status := 'conflict'; -- a charge has its key in the log alone
+        return;
     end if;
 
     if p_verb in ('deduct', 'reserve') then

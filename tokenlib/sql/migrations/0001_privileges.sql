@@ -135,7 +135,7 @@ begin
             'staff_set_mode', 'staff_set_cost', 'staff_set_allowance', 'staff_set_limits',
             'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
             'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
-            'api_write', 'api_can_use', 'api_balances', 'api_keys', 'api_metrics',
+            'api_write', 'api_charges', 'api_can_use', 'api_balances', 'api_keys', 'api_metrics',
             'clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest', 'microseconds') then
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;

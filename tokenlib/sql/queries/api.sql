@@ -29,3 +29,6 @@ select * from tokenlib.authenticate_key(%(digest)s)
 
 -- name: metrics
 select * from tokenlib.api_metrics(%(caller)s)
+
+-- name: charges
+select * from tokenlib.api_charges(%(requests)s::jsonb, %(wait)s)

@@ -1,0 +1,128 @@
+"""Charges that arrive at the same moment, asked for in one round trip and made in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenlib.db import Row, statements
+from tokenlib.errors import DatabaseUnavailable, TokenlibError
+from tokenlib.tokens import Tokens
+
+_MOST = 64
+# Whoever is at work for longer is stuck, behind a slow disk: the others go on without it.
+_STUCK_SECONDS = 0.02
+# For a wallet that somebody else has in hand. After it each caller waits for itself.
+_PATIENCE_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Asked:
+    """One who waits."""
+
+    request: dict[str, Any]
+    answer: asyncio.Future[Row | None]
+
+
+@dataclass(slots=True)
+class Line:
+    """Who waits, in the order of arrival, and since when somebody is at work for them."""
+
+    organization: str | None = None  # whose wallet is waited for; None: nobody's
+    waiting: deque[Asked] = field(default_factory=deque)
+    working: int = 0
+    since: float = 0.0
+
+
+class Charges:
+    """One round trip is under way at a time, unless it is stuck.
+
+    A wallet that somebody else has in hand gets a line of its own: who wants it waits there, and
+    holds nobody else. Of one event loop.
+    """
+
+    def __init__(self, get_tokens: Callable[[], Tokens]) -> None:
+        self._get_tokens = get_tokens
+        self._main = Line()
+        self._lines: dict[str, Line] = {}
+        self._main_threads = ThreadPoolExecutor(4, "tokenlib-charges")
+        self._line_threads = ThreadPoolExecutor(8, "tokenlib-busy-charges")
+
+    async def ask(self, request: dict[str, Any]) -> Row | None:
+        """The charge as `tokenlib.api_charges` made it; None: it was not made, or nobody knows."""
+        loop = asyncio.get_running_loop()
+        asked = Asked(request, loop.create_future())
+        line = self._lines.get(request["organization"], self._main)
+        line.waiting.append(asked)
+        self._begin(line, loop)
+        return await asked.answer
+
+    def _begin(self, line: Line, loop: asyncio.AbstractEventLoop) -> None:
+        """Send those who wait, unless somebody is at work who will do it next."""
+        now = loop.time()
+        if not line.waiting or (line.working and not self._stuck(line, now)):
+            return
+        crew = [line.waiting.popleft() for _ in range(min(len(line.waiting), _MOST))]
+        line.working, line.since = line.working + 1, now
+        threads = self._main_threads if line is self._main else self._line_threads
+        asked = loop.run_in_executor(threads, self._send, crew, line is not self._main)
+        asked.add_done_callback(lambda done: self._done(loop, line, crew, done))
+        if line is self._main:
+            # Whoever comes meanwhile is sent by this one's end, or else by now.
+            loop.call_later(_STUCK_SECONDS, self._begin, line, loop)
+
+    def _stuck(self, line: Line, now: float) -> bool:
+        return line is self._main and line.working < 4 and now - line.since > _STUCK_SECONDS
+
+    def _send(self, crew: list[Asked], wait: bool) -> list[Row]:
+        params = {"requests": json.dumps([asked.request for asked in crew]), "wait": wait}
+        database = self._get_tokens().database
+        return database.once(statements("api")["charges"], params, "repeatable", _PATIENCE_SECONDS)
+
+    def _done(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        line: Line,
+        crew: list[Asked],
+        done: asyncio.Future[list[Row]],
+    ) -> None:
+        line.working -= 1
+        self._begin(line, loop)
+        if line.organization is not None and not line.working:
+            del self._lines[line.organization]
+        failed = done.exception()
+        rows = {} if failed is not None else {row["place"]: row for row in done.result()}
+        for place, asked in enumerate(crew, 1):
+            row = rows.get(place)
+            if asked.answer.done():
+                continue  # cancelled meanwhile
+            if failed is not None and not _may_ask_again(failed, asked):
+                asked.answer.set_exception(failed)
+            elif row is None or not row["locked"]:
+                asked.answer.set_result(row)
+            elif line is self._main:
+                self._wait_for(asked, loop)
+            else:
+                asked.answer.set_result(None)
+
+    def _wait_for(self, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        """Into the line of its organization."""
+        name = asked.request["organization"]
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = Line(name)
+            loop.call_soon(self._begin, line, loop)
+        line.waiting.append(asked)
+
+
+def _may_ask_again(failed: BaseException, asked: Asked) -> bool:
+    """Whether asking alone is safe: it says then what came of the first, or nothing did."""
+    if not isinstance(failed, TokenlibError):
+        return False
+    lost = isinstance(failed, DatabaseUnavailable) and failed.outcome == "unknown"
+    return asked.request["key"] is not None or not lost

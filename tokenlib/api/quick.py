@@ -1,0 +1,253 @@
+"""The short way of a plain charge: one round trip, and one commit with whoever comes along.
+
+Plain ASGI, before FastAPI's routes. The database decides key, scope, organization, limits and
+charge in one function. Whatever it does not charge (a key with limits of its own, a repetition, a
+refusal, a mistake) goes on to the route, which decides it anew and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException, Request
+from pydantic import ValidationError
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tokenlib.api.auth import Authentication, Caller
+from tokenlib.api.charges import Charges
+from tokenlib.api.errors import OLD_PATHS, tokenlib_error
+from tokenlib.api.old_schemas import CheckBalance
+from tokenlib.api.schemas import ChargeQuestion
+from tokenlib.db import Row
+from tokenlib.errors import InvalidInput, TokenlibError
+from tokenlib.inputs import metadata
+from tokenlib.keys import PREFIX, digest, well_formed
+from tokenlib.tokens import Tokens
+
+_CHARGES = re.compile(r"/v1/organizations/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/charges")
+_CHECK_BALANCE = OLD_PATHS[0]
+_AUTHORIZATION, _KEY, _TYPE = b"authorization", b"idempotency-key", b"content-type"
+_JSON = b"application/json"
+_LONGEST_KEY = 255
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A charge to ask for, and how it is answered."""
+
+    request: dict[str, Any]
+    status: int
+    answer: Callable[[dict[str, Any], Row], dict[str, Any]]
+
+
+class Quick:
+    """Makes plain charges; passes on the rest, with the body that was read."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        get_tokens: Callable[[], Tokens],
+        authentication: Authentication,
+        routes: list[BaseRoute],
+    ) -> None:
+        self._app = app
+        self._get_tokens = get_tokens
+        self._authentication = authentication
+        self._routes = {getattr(route, "name", ""): route for route in routes}
+        self._charges = Charges(get_tokens)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["query_string"]:
+            return await self._app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path == _CHECK_BALANCE:
+            await self._shortly(self._check_balance, "check_balance", "", scope, receive, send)
+        elif found := _CHARGES.fullmatch(path):
+            await self._shortly(self._charge, "charge", found[1], scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+        return None
+
+    async def _shortly(
+        self,
+        read: Callable[[Scope, str], Callable[[bytes, Tokens], Plain | None] | None],
+        name: str,
+        organization: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        reading = read(scope, organization)
+        if reading is None:
+            await self._app(scope, receive, send)
+            return
+        body = Body(receive)
+        content = await body.read()
+        plain = None if content is None else self._plain(reading, content)
+        try:
+            row = None if plain is None else await self._charges.ask(plain.request)
+        except TokenlibError as error:
+            await (await tokenlib_error(Request(scope), error))(scope, receive, send)
+            return
+        if plain is None or row is None:
+            await self._app(scope, body.receive, send)
+            return
+        scope["route"] = self._routes[name]
+        caller = Caller(row["caller_id"], "person" if plain.request["digest"] is None else "key")
+        scope.setdefault("state", {})["caller"] = caller
+        answer = _encode(plain.answer(plain.request, row)).encode()
+        headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": plain.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    def _plain(
+        self, reading: Callable[[bytes, Tokens], Plain | None], content: bytes
+    ) -> Plain | None:
+        try:
+            tokens = self._get_tokens()
+            return reading(content, tokens) if tokens.override is None else None
+        except (ValidationError, InvalidInput, TokenlibError):
+            return None
+
+    def _charge(
+        self, scope: Scope, organization: str
+    ) -> Callable[[bytes, Tokens], Plain | None] | None:
+        """A charge with an API key, if the head is as it should be."""
+        head = _head(scope)
+        secret, key = _bearer(head), head.get(_KEY, b"").decode("latin-1")
+        if head.get(_TYPE) != _JSON or not 0 < len(key) <= _LONGEST_KEY:
+            return None
+        if not secret.startswith(PREFIX) or not well_formed(secret):
+            return None
+
+        def reading(content: bytes, tokens: Tokens) -> Plain | None:
+            asked = ChargeQuestion.model_validate_json(content)
+            if asked.user_id is None or tokens.pepper is None:
+                return None
+            if asked.metadata is not None:
+                metadata(asked.metadata)
+            request = {
+                "digest": digest(secret, tokens.pepper).hex(),
+                "organization": organization,
+                "member": str(asked.user_id),
+                "feature": asked.feature,
+                "units": asked.units,
+                "metadata": asked.metadata,
+                "key": key,
+                "limits": False,
+            }
+            return Plain(request, 201, _charged)
+
+        return reading
+
+    def _check_balance(
+        self, scope: Scope, _organization: str
+    ) -> Callable[[bytes, Tokens], Plain | None] | None:
+        """A charge by a person, through the endpoint that old callers know."""
+        head = _head(scope)
+        key = head[_KEY].decode("latin-1") if _KEY in head else None
+        if key is not None and not 0 < len(key) <= _LONGEST_KEY:
+            return None
+        user = self._authentication.known_user(_bearer(head))
+        if user is None:
+            return None
+
+        def reading(content: bytes, _tokens: Tokens) -> Plain | None:
+            asked = CheckBalance.model_validate_json(content)
+            if asked.action != "deduct":
+                return None
+            request = {
+                "digest": None,
+                "organization": str(asked.organization_id),
+                "member": str(user),
+                "feature": asked.feature_used,
+                "units": 1,
+                "metadata": None,
+                "key": key,
+                "limits": True,
+            }
+            return Plain(request, 200, _deducted)
+
+        return reading
+
+
+class Body:
+    """The body of a request, which can be read once more."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._content = b""
+        self._instead: Message | HTTPException | None = None
+        self._again = False
+
+    async def read(self) -> bytes | None:
+        """All of it; None when it does not come."""
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    self._instead = message
+                    return None
+                self._content += message.get("body", b"")
+                if not message.get("more_body", False):
+                    return self._content
+        except HTTPException as error:
+            self._instead = error
+            return None
+
+    async def receive(self) -> Message:
+        """What was read, whole; or what came instead of it."""
+        if isinstance(self._instead, HTTPException):
+            raise self._instead
+        if self._instead is not None:
+            return self._instead
+        if self._again:
+            return await self._receive()
+        self._again = True
+        return {"type": "http.request", "body": self._content, "more_body": False}
+
+
+def _head(scope: Scope) -> dict[bytes, bytes]:
+    """What matters of the head; nothing when one of it stands there twice."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in (_AUTHORIZATION, _KEY, _TYPE):
+            if name in found:
+                return {}
+            found[name] = value
+    return found
+
+
+def _bearer(head: dict[bytes, bytes]) -> str:
+    scheme, _, shown = head.get(_AUTHORIZATION, b"").decode("latin-1").partition(" ")
+    return shown if scheme.lower() == "bearer" else ""
+
+
+def _charged(request: dict[str, Any], row: Row) -> dict[str, Any]:
+    """As the route's, with less ado."""
+    return {
+        "id": str(row["id"]),
+        "organizationId": request["organization"],
+        "userId": request["member"],
+        "feature": request["feature"],
+        "tokenType": row["token_type"],
+        "tokensDeducted": row["tokens"],
+        "tokensWaived": 0,
+        "remainingBalance": row["balance"],
+        "createdAt": row["created_at"].isoformat().replace("+00:00", "Z"),
+    }
+
+
+def _deducted(request: dict[str, Any], row: Row) -> dict[str, Any]:
+    return {
+        "success": True,
+        "remainingBalance": row["balance"],
+        "message": f"Used {row['tokens']} tokens for {request['feature']}",
+    }
