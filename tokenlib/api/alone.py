@@ -5,18 +5,13 @@ Its log is JSON, one object a line, each with the id of the request that it is a
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import json
 import logging
 import multiprocessing
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
-from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -26,11 +21,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokenlib.api import create_app
-from tokenlib.api.errors import NO_PATH, problem, request_id
-from tokenlib.api.guard import Line
+from tokenlib.api.connection import Patient
+from tokenlib.api.errors import NO_PATH, problem
+from tokenlib.api.lines import handler
 from tokenlib.config import Settings
 from tokenlib.errors import TokenlibError
 from tokenlib.latency import pace
@@ -41,76 +36,8 @@ log = logging.getLogger("tokenlib")
 REFRESH_SECONDS = 60.0
 PARENT_SECONDS = 1.0
 HEAD_BYTES = 16_384
-HEAD_SECONDS = 10.0
 STOP_SECONDS = 20
 START_SECONDS = 15  # a process that says nothing for so long is replaced
-
-
-class Patient(H11Protocol):
-    """uvicorn's HTTP, with a bound on how long the head of a request may take to arrive."""
-
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """A caller is there, and has to say something."""
-        # On a socket that processes share nobody has set it: each answer then waits 40 ms.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().connection_made(transport)
-        self._begin()
-
-    def data_received(self, data: bytes) -> None:
-        """A piece of a request; its head may be complete by now."""
-        self._begin()
-        super().data_received(data)
-        if not self._idle():
-            self._end()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is there to wait for."""
-        self._end()
-        super().connection_lost(exc)
-
-    def _idle(self) -> bool:
-        cycle: Any = self.cycle  # None before the first request, whatever its type says
-        return cycle is None or cycle.response_complete
-
-    def _begin(self) -> None:
-        if self._patience is None and self._idle():
-            self._patience = self.loop.call_later(HEAD_SECONDS, self._give_up)
-
-    def _end(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _give_up(self) -> None:
-        self._patience = None
-        self.transport.write(
-            b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        )
-        self.transport.close()
-
-
-class Lines(logging.Formatter):
-    """A log record as one line of JSON."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """As JSON. What is JSON already, as the line of a request, is taken in."""
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-        }
-        if name := request_id.get():
-            line["requestId"] = name
-        said = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        if isinstance(said, Line):
-            line |= said.said
-        else:
-            line["message"] = record.getMessage()
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 class Gate:
@@ -147,9 +74,7 @@ class Gate:
 
 def create() -> Starlette:
     """The app of one process, from the environment."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Lines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler()], force=True)
     settings = Settings.from_env()
     gate = Gate(settings)
 

@@ -154,6 +154,8 @@ def _console(app: Path) -> Callable[[str, int], None]:
     """Streamlit's own command in this process."""
 
     def run(host: str, port: int) -> None:
+        importlib.import_module("tokenlib.api.connection").use_everywhere()
+        importlib.import_module("tokenlib.api.lines").log_requests()
         # Only the console knows Streamlit; this runs a program that happens to be Python's.
         streamlit = importlib.import_module("streamlit.web.cli")
         options = {
