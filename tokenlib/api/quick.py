@@ -112,7 +112,8 @@ class Quick:
     ) -> Plain | None:
         try:
             tokens = self._get_tokens()
-            return reading(content, tokens) if tokens.override is None else None
+            shared = tokens.override is None and tokens.shared.enabled
+            return reading(content, tokens) if shared else None
         except (ValidationError, InvalidInput, TokenlibError):
             return None
 

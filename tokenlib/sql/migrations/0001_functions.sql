@@ -3807,6 +3807,8 @@ begin
         where t.organization_id = c.organization_id and t.id = c.id
     )
     insert into public.ai_token_usage_log select * from unnest(v_rows);
+end
+$$;
 -- Charges over HTTP in one commit, as tokenlib.deduct_many: each with the digest of an API key, or of a
 -- person whom a JWT has shown. None is made unless the key may spend there and nothing is to be counted
 -- for it or the organization: who gets no row asks alone.
