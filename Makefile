@@ -4,7 +4,7 @@ PYTHON ?= python3
 UV ?= uv
 POSTGRES ?= /usr/lib/postgresql/15/bin
 # What charges, and what is the organization's own: the rest does not know where a row lies.
-CITUS_TESTS := tests/db/test_gate.py tests/db/test_gate_holds.py
+CITUS_TESTS := tests/db/on_citus.py tests/db/test_gate*.py tests/db/test_races.py tests/db/test_rls.py
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +36,7 @@ test-faults: $(VENV)/.dev ## Break the database under load, and print what happe
 test-citus: $(VENV)/.dev ## Run what a Citus changes, on that of the server in POSTGRES
 	@test -f $$($(POSTGRES)/pg_config --sharedir)/extension/citus.control || { echo "The PostgreSQL in \
 	$(POSTGRES) has no Citus. Name another: make test-citus POSTGRES=/path/to/bin" >&2; exit 1; }
-	@TOKENLIB_TEST_CITUS=1 TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest $(CITUS_TESTS)
+	@TOKENLIB_TEST_CITUS=1 TOKENLIB_TEST_POSTGRES=$(POSTGRES) $(BIN)/pytest -m "not one_node" $(CITUS_TESTS)
 
 test-postgres: $(VENV)/.dev ## Run the database tests on the server in POSTGRES, Debian's 15 unless set
 	@test -x $(POSTGRES)/postgres || { echo "There is no PostgreSQL in $(POSTGRES). Name another: make \

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import resources
 
 import psycopg
@@ -22,6 +22,7 @@ __all__ = ["token_clock", "token_database", "token_server", "tokens"]
 
 _TEMPLATE = "tokenlib_template"
 _WORKERS = 2
+_LEAVE = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s"
 _nodes: list[embedded.Embedded] = []
 
 
@@ -75,15 +76,19 @@ def token_server() -> Iterator[embedded.Embedded]:
 @pytest.fixture
 def token_database(token_server: embedded.Embedded) -> Iterator[TestDatabase]:
     """A fresh migrated and distributed database for one test."""
+    with fresh(token_server) as database:
+        yield database
+
+
+@contextmanager
+def fresh(token_server: embedded.Embedded) -> Iterator[TestDatabase]:
+    """A copy of the template on every node."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     for node in _nodes:
         with _root(node) as connection:
             # The maintenance of Citus looks into every database, also into a template.
             connection.execute(f'alter database "{_TEMPLATE}" allow_connections false')
-            connection.execute(
-                "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s",
-                [_TEMPLATE],
-            )
+            connection.execute(_LEAVE, [_TEMPLATE])
             connection.execute(
                 f'create database "{name}" template "{_TEMPLATE}" strategy file_copy'
             )
@@ -91,7 +96,14 @@ def token_database(token_server: embedded.Embedded) -> Iterator[TestDatabase]:
     yield TestDatabase(token_server, name)
     for node in _nodes:
         with _root(node) as connection:
-            connection.execute(f'drop database "{name}" with (force)')
+            connection.execute(f'alter database "{name}" allow_connections false')
+            for _ in range(20):  # the maintenance of Citus comes back once or twice
+                connection.execute(_LEAVE, [name])
+                with suppress(psycopg.errors.ObjectInUse):
+                    connection.execute(f'drop database "{name}" with (force)')
+                    break
+            else:
+                pytest.fail(f"The database {name} stays in use.")
 
 
 def _root(server: embedded.Embedded, database: str = "postgres") -> psycopg.Connection:

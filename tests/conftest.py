@@ -17,3 +17,4 @@ if (folder := memory_folder()) is not None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bundled: about the bundled PostgreSQL, whatever else runs")
+    config.addinivalue_line("markers", "one_node: looks at what one server has, not a Citus")

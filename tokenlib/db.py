@@ -310,6 +310,9 @@ def translate(error: BaseException | None) -> TokenlibError:
     match error:
         case pg.InvalidParameterValue() if error.diag.column_name:
             return InvalidInput(error.diag.column_name, message)
+        # From another node of a Citus the column's name does not come along.
+        case pg.InvalidParameterValue() if "function tokenlib." in (error.diag.context or ""):
+            return InvalidInput("a value", message)
         case pg.LockNotAvailable() | pg.QueryCanceled() | pg.DeadlockDetected():
             return DatabaseUnavailable("The wallet is busy. Nothing was charged; try again.")
         case pg.InsufficientPrivilege():

@@ -19,7 +19,7 @@ from tokenlib.db import Database, statements
 from tokenlib.domain import Feature
 from tokenlib.errors import ConfigurationError, LoginRefused, PermissionDenied, TokenlibError
 from tokenlib.reports import Reports
-from tokenlib.snapshot import Schema, packaged
+from tokenlib.snapshot import Schema, on_citus, packaged
 from tokenlib.tokens import Tokens
 
 _ROLLUP_DAYS, _ROLLUP_LAG = timedelta(days=2), timedelta(minutes=30)
@@ -28,6 +28,7 @@ _CLOCK_WARNING_SECONDS = 2
 _CLOCK_FAILURE_SECONDS = 60
 # A lock or a right that is missing, changed, or there although it was not packaged.
 _MEND = "Apply what `tokenlib migrate --sql` prints for it, as tokenlib_owner."
+_MEND_CITUS = "Apply what `tokenlib migrate --citus` prints, on the coordinator."
 _PLURALS = {"index": "indexes", "policy": "policies", "function body": "function bodies"}
 _EXTRA: dict[str, tuple[Literal["warning", "failed"], str]] = {
     "privilege": ("failed", "Revoke it, as tokenlib_owner."),
@@ -66,7 +67,10 @@ def examine(tokens: Tokens, *, smoke: bool = False) -> Iterator[Check]:
     if tables["ours"]:
         login = _login(database)
         yield login
-        yield from differences(packaged(), found(database))
+        if database.rows(statements("system")["spread"])[0]["spread"]:
+            yield from differences(on_citus(packaged()), found(database), _MEND_CITUS)
+        else:
+            yield from differences(packaged(), found(database))
         if login.status == "ok":
             yield _switch(database)
             yield from _books(Reports(database))
@@ -88,7 +92,7 @@ def found(database: Database, tables: Iterable[str] | None = None) -> Schema:
     return schema
 
 
-def differences(wanted: Schema, there: Schema) -> Iterator[Check]:
+def differences(wanted: Schema, there: Schema, mend: str = _MEND) -> Iterator[Check]:
     """Each kind of thing: all as packaged, or what is missing, changed or should not be there."""
     for kind, definitions in wanted.items():
         have = there.get(kind, {})
@@ -100,7 +104,7 @@ def differences(wanted: Schema, there: Schema) -> Iterator[Check]:
         for problem, names in (("missing", missing), ("not as packaged", changed)):
             if names:
                 fine = False
-                way_out = _MEND
+                way_out = mend
                 if kind == "constraint":  # no statement of its own in what `migrate --sql` prints
                     way_out = _constraints({name: definitions[name] for name in names}, have)
                 yield Check(plural, "failed", f"{problem}: {_listed(names)}", way_out)

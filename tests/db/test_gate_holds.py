@@ -61,6 +61,7 @@ def test_less_than_what_is_held_can_be_deducted_and_the_rest_comes_back(
     assert figures(tokens, pro) == (14, 0, 6)
 
 
+@pytest.mark.one_node
 def test_more_than_what_is_held_cannot_be_deducted(tokens: Tokens, pro: Person) -> None:
     held = tokens.reserve(*pro, "generate_goal", units=2)
     with pytest.raises(InvalidInput, match="at most the 2 that are held") as refused:
@@ -128,6 +129,7 @@ def test_a_hold_counts_until_the_last_microsecond(
     assert tokens.deduct(held).tokens_deducted == 3
 
 
+@pytest.mark.one_node
 def test_a_call_happens_at_one_moment(
     tokens: Tokens, pro: Person, owner: psycopg.Connection
 ) -> None:

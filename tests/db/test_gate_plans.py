@@ -260,6 +260,7 @@ from organizations o where o.plan = 'pro'
 """
 
 
+@pytest.mark.one_node
 def test_wallets_of_the_old_set_up_script_are_taken_in_at_the_first_touch(
     tokens: Tokens, owner: psycopg.Connection
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_refund_of_a_partly_used_hold_gives_back_what_was_charged(
     assert figures(tokens, pro) == (20, 0)
 
 
+@pytest.mark.one_node
 @pytest.mark.parametrize("reason", ["", "   "])
 def test_a_refund_says_why(tokens: Tokens, pro: Person, reason: str) -> None:
     usage = tokens.deduct_tokens(*pro, "generate_goal")

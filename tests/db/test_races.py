@@ -295,6 +295,7 @@ def test_charges_beside_plan_changes(
         assert figures(crowd, pro, token_type) == (max(0, allowance - used), 0, used)
 
 
+@pytest.mark.one_node
 def test_an_address_is_added_once(
     crowd: Tokens, owner: psycopg.Connection, token_database: TestDatabase
 ) -> None:
@@ -346,6 +347,7 @@ def test_wallets_are_opened_once(crowd: Tokens, owner: psycopg.Connection) -> No
     assert figures(crowd, (organization, user), "shared") == (10, 0, 0)
 
 
+@pytest.mark.one_node
 def test_an_allowance_that_came_while_the_pack_was_waited_for_pays(
     crowd: Tokens, noon: datetime, pro: Person, token_clock: TestClock, owner: psycopg.Connection
 ) -> None:
@@ -374,6 +376,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.one_node
 @pytest.mark.parametrize(
     ("verb", "values"),
     [

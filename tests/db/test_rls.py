@@ -190,7 +190,10 @@ def acting(connection: psycopg.Connection, role: str, user: UUID | None) -> Iter
         connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
         if user is not None:
             claims = json.dumps({"sub": str(user), "role": role})
-            connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+            # In this form Citus hands them on to its nodes.
+            connection.execute(
+                sql.SQL('set local "request.jwt.claims" = {}').format(sql.Literal(claims))
+            )
         yield
 
 
@@ -212,9 +215,11 @@ def visible(connection: psycopg.Connection, table: str) -> set[UUID] | int | Non
 def root(token_database: TestDatabase) -> Iterator[psycopg.Connection]:
     """A superuser, who then becomes whoever is asked about."""
     with token_database.connect("postgres") as connection:
+        connection.execute("set citus.propagate_set_commands = 'local'")  # as the service's login
         yield connection
 
 
+@pytest.mark.one_node
 def test_every_table_is_named_here(root: psycopg.Connection) -> None:
     rows = root.execute(
         "select relname, relrowsecurity, relforcerowsecurity from pg_class"
@@ -394,6 +399,7 @@ def test_claims_do_not_leak_to_the_next_transaction_of_a_pooled_connection(
         database.close()
 
 
+@pytest.mark.one_node
 @pytest.mark.parametrize("table", ["ai_tokens", "ai_token_usage_log", "ai_token_events"])
 def test_a_member_s_rows_are_found_by_index(
     tokens: Tokens, join: Join, owner: psycopg.Connection, root: psycopg.Connection, table: str

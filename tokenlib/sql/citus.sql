@@ -84,8 +84,10 @@ declare
         'ai_token_grants', 'ai_token_reservations', 'ai_token_refusals', 'ai_token_findings',
         'ai_token_organization_settings', 'ai_token_organization_allowances',
         'ai_token_user_settings', 'ai_token_api_requests', 'quests'];
-    -- Written by people and by the health view: on the coordinator, with their triggers.
-    v_local text[] := array['ai_token_changes', 'ai_token_latencies', 'ai_token_verifications'];
+    -- Written by people and by the views of everybody: on the coordinator, with their triggers.
+    v_local text[] := array['ai_token_changes', 'ai_token_latencies', 'ai_token_verifications',
+        'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
+        'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen'];
     v_table text;
     v_forced boolean;
     v_keys text[];

@@ -41,6 +41,7 @@ create function tokenlib.draw_pending(w public.ai_tokens) returns public.ai_toke
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     r record;
+    v_drawn jsonb;
 begin
     perform tokenlib.draw(w.organization_id, w.token_type, w.pending);
     w.pending := 0;
@@ -50,8 +51,8 @@ begin
             and state = 'held' and drawn is null and tokens > 0
         order by created_at, id
     loop
-        update public.ai_token_reservations
-        set drawn = tokenlib.draw(w.organization_id, w.token_type, r.tokens)
+        v_drawn := tokenlib.draw(w.organization_id, w.token_type, r.tokens);
+        update public.ai_token_reservations set drawn = v_drawn
         where organization_id = w.organization_id and id = r.id;
     end loop;
     return w;

@@ -172,6 +172,11 @@ begin
         raise exception 'usage is closed in read committed only' using errcode = '25001';
     end if;
     behind := false;
+    -- Which transactions are over a node of Citus knows of itself alone, so nothing can be closed: the
+    -- questions read the log.
+    if current_setting('citus.propagate_set_commands', true) = 'local' then
+        return;
+    end if;
     if not pg_try_advisory_xact_lock(7305404) then
         return;
     end if;

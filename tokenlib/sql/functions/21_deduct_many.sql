@@ -101,6 +101,10 @@ declare
     w public.ai_tokens;
     l public.ai_token_usage_log;
 begin
+    -- On Citus a charge belongs on the node of its organization: everybody asks alone.
+    if current_setting('citus.propagate_set_commands', true) = 'local' then
+        return;
+    end if;
     -- Locks in the gate's own order: people, keys, wallets.
     if p_wait then
         perform pg_advisory_xact_lock(person) from (

@@ -185,6 +185,7 @@ create function tokenlib.draw_pending(w public.ai_tokens) returns public.ai_toke
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     r record;
+    v_drawn jsonb;
 begin
     perform tokenlib.draw(w.organization_id, w.token_type, w.pending);
     w.pending := 0;
@@ -194,8 +195,8 @@ begin
             and state = 'held' and drawn is null and tokens > 0
         order by created_at, id
     loop
-        update public.ai_token_reservations
-        set drawn = tokenlib.draw(w.organization_id, w.token_type, r.tokens)
+        v_drawn := tokenlib.draw(w.organization_id, w.token_type, r.tokens);
+        update public.ai_token_reservations set drawn = v_drawn
         where organization_id = w.organization_id and id = r.id;
     end loop;
     return w;
@@ -3181,6 +3182,11 @@ begin
         raise exception 'usage is closed in read committed only' using errcode = '25001';
     end if;
     behind := false;
+    -- Which transactions are over a node of Citus knows of itself alone, so nothing can be closed: the
+    -- questions read the log.
+    if current_setting('citus.propagate_set_commands', true) = 'local' then
+        return;
+    end if;
     if not pg_try_advisory_xact_lock(7305404) then
         return;
     end if;
@@ -3643,6 +3649,10 @@ declare
     w public.ai_tokens;
     l public.ai_token_usage_log;
 begin
+    -- On Citus a charge belongs on the node of its organization: everybody asks alone.
+    if current_setting('citus.propagate_set_commands', true) = 'local' then
+        return;
+    end if;
     -- Locks in the gate's own order: people, keys, wallets.
     if p_wait then
         perform pg_advisory_xact_lock(person) from (

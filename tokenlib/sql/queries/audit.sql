@@ -311,14 +311,17 @@ where (k.state, k.tokens, coalesce(e.tokens, k.tokens))
     is distinct from (coalesce(e.state, 'held'), m.tokens, m.tokens)
 
 -- name: reservation_terms
+-- A row is named by its columns, here as above: on a shard of Citus its own type is another.
 -- Whose a reservation is, what for, under which key and until when: what its entries say. Metadata
 -- may be gone, since it can be erased.
 -- Grouped and not joined: one pass, whatever the planner believes about how few holds there are.
 with parts as (
-    select organization_id, id, r, null::public.ai_token_events as e, null::timestamptz as at
+    select organization_id, id, row(r.*)::public.ai_token_reservations as r,
+        null::public.ai_token_events as e, null::timestamptz as at
     from public.ai_token_reservations r where organization_id = any(%(ids)s)
     union all
-    select organization_id, subject_id, null, e, null from public.ai_token_events e
+    select organization_id, subject_id, null, row(e.*)::public.ai_token_events, null
+    from public.ai_token_events e
     where organization_id = any(%(ids)s) and kind = 'reserve'
     union all
     select organization_id, reservation_id, null, null, created_at from public.ai_token_usage_log

@@ -11,8 +11,9 @@ select * from tokenlib.initialize(%(organization_id)s, %(plan)s, %(dry_run)s)
 
 -- name: organizations_to_initialize
 select o.id from public.organizations o
-where (select count(*) from public.ai_tokens a
-    where a.organization_id = o.id and a.token_type <> 'shared')
+left join (select organization_id, count(*) as wallets from public.ai_tokens
+    where token_type <> 'shared' group by organization_id) as a on a.organization_id = o.id
+where coalesce(a.wallets, 0)
     < (select count(*) from public.ai_token_types where token_type <> 'shared')
 order by o.id
 
