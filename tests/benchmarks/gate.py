@@ -8,9 +8,9 @@ all rounds the books close, and the log has what was acknowledged, no more and n
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from tests.faults.proxy import Proxy
 from tokenlib import connect
 from tokenlib.cluster import PORT
 from tokenlib.config import Settings
-from tokenlib.db import Database, Kind, Row, statements
 from tokenlib.embedded import SUPERUSER, Embedded
 from tokenlib.reports import Reports, Viewer
 from tokenlib.tokens import EMBEDDED_DATABASE, Tokens
@@ -38,22 +37,11 @@ PREPARED = 10
 
 
 @dataclass
-class Apart:
-    """In the place of the shared commit: each charge asks for its own, as the library would."""
-
-    database: Database
-
-    def deduct(self, asked: Mapping[str, Any], kind: Kind, caller: object = None) -> Row:
-        """As `SharedCommit.deduct`."""
-        return self.database.call(statements("gate")["deduct"], asked, kind)
-
-
-@dataclass
 class Bench:
     """Everything that a scenario needs."""
 
     tokens: Tokens
-    apart: Tokens  # another one, for itself
+    apart: Tokens  # without the shared commit
     owner: psycopg.Connection[Any]
     socket: Path
     others: Baselines
@@ -118,18 +106,14 @@ def check(bench: Bench) -> None:
     }
     sides = bench.compare("check, one caller", makes, 1, bench.world.anyone)
     bench.least("check, to a bare SELECT", ratio(sides, "ours", "floor"), 0.6)
+    bench.least("check, to the textbook", ratio(sides, "ours", "textbook"), 2)
 
 
 def lone(bench: Bench) -> None:
     """One caller, by a gate that shares commits and by one that does not."""
-    apart = bench.apart
-    if not hasattr(apart, "shared"):
-        bench.most("lone caller, p50 to one without the shared commit", None, 1.1)
-        return
-    apart.shared = Apart(apart.database)
     makes: dict[str, Make] = {
         "floor": bench.others.floor,
-        "apart": partial(bench.ours, tokens=apart),
+        "apart": partial(bench.ours, tokens=bench.apart),
         "ours": bench.ours,
     }
     sides = bench.compare("charge, a lone caller", makes, 1, bench.world.anyone)
@@ -224,7 +208,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as held:
         folder = held.enter_context(machine.folder())
         settings = Settings(data_dir=folder / "data")
-        tokens, apart = (held.enter_context(connect(settings=settings)) for _ in range(2))
+        tokens = held.enter_context(connect(settings=settings))
+        apart = held.enter_context(connect(settings=replace(settings, shared_commit=False)))
         server = Embedded(folder / "data")
         owner = held.enter_context(
             psycopg.connect(server.conninfo(EMBEDDED_DATABASE, SUPERUSER), autocommit=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from tests.faults.proxy import Proxy
@@ -18,6 +21,7 @@ Person = tuple[UUID, UUID]
 FEATURE = "generate_insight"
 PREPARED = 8
 """Calls after which the driver has prepared what it is going to prepare."""
+CALLERS, EACH = 32, 8
 
 
 @pytest.fixture
@@ -76,3 +80,23 @@ def test_a_members_read_takes_no_more_round_trips_than_it_did(
     own = Reports(gate.database, Viewer(pro[1], "authenticated"))
     assert own.wallets()
     assert trips(own.wallets) <= 4  # begin, claims, question, commit
+
+
+def test_callers_who_want_one_wallet_at_the_same_moment_share_commits(
+    tokens: Tokens, owner: psycopg.Connection, pro: Person
+) -> None:
+    tokens.grant(pro[0], "general", CALLERS * EACH, kind="gift", source="a test")
+    line = threading.Barrier(CALLERS)
+
+    def charge(_number: int) -> None:
+        line.wait()
+        for _ in range(EACH):
+            tokens.deduct_tokens(*pro, FEATURE, idempotency_key=str(uuid4()))
+
+    with ThreadPoolExecutor(CALLERS) as threads:
+        list(threads.map(charge, range(CALLERS)))
+    [(charges, commits)] = owner.execute(
+        "select count(*), count(distinct xmin::text) from ai_token_usage_log"
+    ).fetchall()
+    assert charges == CALLERS * EACH
+    assert commits <= charges / 2
