@@ -114,7 +114,7 @@ def refusal(row: Row, *, key: str | None = None, known: Iterable[str] = ()) -> T
         case "unknown_reservation":
             return UnknownReservation(row["id"])
         case "unknown_usage":
-            return UnknownUsage(row["id"])
+            return UnknownUsage(row["id"], row.get("until"))
         case "unknown_finding":
             return NotFound("finding", row["id"])
         case "unknown_plan":

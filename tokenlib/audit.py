@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TextIO
 from uuid import UUID
 
-from tokenlib import anchors, answers, inputs
+from tokenlib import anchors, answers, archives, inputs
 from tokenlib.catalog import CatalogVerbs
 from tokenlib.db import as_uuid, statements
 from tokenlib.domain import Problem
@@ -27,6 +28,7 @@ CHECKS = (
     "wallet_dates",
     "log_chain",
     "log_heads",
+    "archives",
     "event_chain",
     "event_heads",
     "erasures",
@@ -71,13 +73,15 @@ class AuditVerbs(CatalogVerbs):
         organization: UUID | str | None = None,
         *,
         anchor: Iterable[str] | None = None,
+        archive: Path | str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Verification:
         """Recompute every wallet from its entries: sums, numbers, hashes, grants, holds, keys.
 
-        With the lines of an `anchor` (an open file will do), also that what it knew is still so.
-        Reads in batches of organizations, so memory stays bounded; `progress(done, total)` counts
-        organizations. Each batch is one snapshot, so it may run while charges are written. Raises
+        With the lines of an `anchor` (an open file will do), also that what it knew is still so;
+        with the folder of an `archive`, also each archived entry, from its files. Reads in batches
+        of organizations, so memory stays bounded; `progress(done, total)` counts organizations.
+        Each batch is one snapshot, so it may run while charges are written. Raises
         UnknownOrganization, and InvalidInput for lines that are no anchor. A run over everybody is
         kept, for Reports.verifications().
         """
@@ -109,6 +113,8 @@ class AuditVerbs(CatalogVerbs):
                 progress(done, total)
         if anchor is not None:
             problems.extend(self._against(anchor, only))
+        if archive is not None:
+            problems.extend(archives.problems(self.database, Path(archive), only))
         if organization is None:
             result = {"wallets": wallets, "entries": entries, "problems": len(problems)}
             self.database.call(named["record"], result)

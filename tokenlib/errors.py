@@ -158,13 +158,21 @@ class UnknownReservation(NotFound):
 
 
 class UnknownUsage(NotFound):
-    """No usage-log row has this id."""
+    """No usage-log row has this id; those until `archived_until` may have been archived."""
 
     code = "unknown_usage"
 
-    def __init__(self, usage_id: UUID) -> None:
+    def __init__(self, usage_id: UUID, archived_until: datetime | None = None) -> None:
         super().__init__("usage", usage_id)
-        self.usage_id = usage_id
+        self.usage_id, self.archived_until = usage_id, archived_until
+        if archived_until is not None:
+            TokenlibError.__init__(
+                self,
+                f"There is no usage {usage_id} in the log. What was charged until"
+                f" {archived_until:%Y-%m-%d} is archived and cannot be refunded.",
+                id=str(usage_id),
+                archived_until=archived_until,
+            )
 
 
 class NotAMember(TokenlibError):

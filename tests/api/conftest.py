@@ -39,6 +39,7 @@ _BOOKS = (
     "ai_token_parameters",
     "ai_token_api_keys",
     "ai_token_api_requests",
+    "ai_token_archived_keys",
     "organizations",
 )
 

@@ -47,6 +47,7 @@ INTERNAL = {
     "tokenlib_staff",
     "ai_token_api_keys",
     "ai_token_api_requests",
+    "ai_token_archived_keys",
     "ai_token_usage_active",
     "ai_token_usage_closed",
     "ai_token_usage_kept",
@@ -180,6 +181,7 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
         "insert into ai_token_api_requests values (%s, %s, 'k', '', 'deduct', null, '{}', now())",
         people[0],
     )
+    owner.execute("insert into ai_token_archived_keys values (%s, 'k')", (people[0][0],))
     return people
 
 

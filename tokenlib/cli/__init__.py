@@ -62,6 +62,7 @@ for _command in (
     doctor.doctor,
     books.verify,
     custody.anchor,
+    custody.archive,
     custody.erase,
     books.stats,
     books.explain,

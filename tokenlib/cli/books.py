@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 from uuid import UUID
 
@@ -149,8 +150,15 @@ def _compare(reports: Reports, as_json: bool) -> None:
     type=click.File(encoding="utf-8"),
     help="Also hold the books against the file that `tokenlib anchor` wrote.",
 )
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Also check the files that `tokenlib archive` wrote into this folder.",
+)
 @json_option
-def verify(organization: str | None, anchor: TextIO | None, as_json: bool) -> None:
+def verify(
+    organization: str | None, anchor: TextIO | None, archive: Path | None, as_json: bool
+) -> None:
     """Check that the books close.
 
     Recomputes every wallet from its entries, or those of one ORGANIZATION (its id): sums,
@@ -158,7 +166,7 @@ def verify(organization: str | None, anchor: TextIO | None, as_json: bool) -> No
     the exit code is then 1.
     """
     with gate() as tokens, progress("Verifying") as move:
-        found = tokens.verify(organization, anchor=anchor, progress=move)
+        found = tokens.verify(organization, anchor=anchor, archive=archive, progress=move)
     if as_json:
         show_json({"closed": found.closed, **plain(found)})
     else:

@@ -1,17 +1,27 @@
-"""The commands on what the books hold and keep: adopt, anchor, erase."""
+"""The commands on what the books hold and keep: adopt, anchor, archive, erase."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from tokenlib.cli.output import EXIT_CODES, gate, json_option, plural, show_json, show_table
+from tokenlib.cli.data import owner_url
+from tokenlib.cli.output import (
+    EXIT_CODES,
+    gate,
+    json_option,
+    plural,
+    progress,
+    show_json,
+    show_table,
+)
 from tokenlib.config import Settings, sqlalchemy_url
 from tokenlib.domain import plain
 
@@ -85,6 +95,54 @@ def anchor(output: Path | None) -> None:
         with _complete(output) as file:
             wallets = tokens.anchor(file)
     click.echo(f"{plural(wallets, 'wallet')} anchored in {output}.")
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--before",
+    type=click.DateTime(["%Y-%m-%d"]),
+    required=True,
+    help="Archive what is older than this day, UTC; 90 days ago at the latest.",
+)
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, writable=True, path_type=Path),
+    required=True,
+    help="The folder of the archive; made if it is not there.",
+)
+@click.option("--actor", default="command line", show_default=True, help="Who, for the record.")
+@click.option("--url", help="The database, as its owner.")
+@json_option
+def archive(before: datetime, folder: Path, actor: str, url: str | None, as_json: bool) -> None:
+    """Move old log rows out of the database, into Parquet files.
+
+    An entry of each wallet says what went where, so the books still close, and `tokenlib verify
+    --archive` proves the files from them. What was archived cannot be refunded any more, and its
+    keys are refused. Works on the database of --url, of TOKENLIB_MIGRATION_URL or of
+    TOKENLIB_DATABASE_URL, as the role tokenlib_owner, and else on the bundled PostgreSQL, while
+    charges are made. Interrupted, it goes on at the next run.
+    """
+    from tokenlib import archives
+
+    settings = Settings.from_env()
+    with ExitStack() as held:
+        owner = sqlalchemy_url(url, "--url") if url else settings.sqlalchemy_migration_url
+        if owner is None:
+            owner = owner_url(held.enter_context(gate(settings)), settings)
+        with progress("Archiving") as move:
+            found = archives.archive(
+                owner, folder, before.replace(tzinfo=UTC), actor=actor, progress=move
+            )
+    if as_json:
+        show_json(found)
+    elif not found.rows:
+        click.echo(f"No log row is from before {before:%Y-%m-%d}.")
+    else:
+        click.echo(
+            f"{plural(found.rows, 'log row')} of {plural(found.wallets, 'wallet')} archived in"
+            f" {plural(len(found.files), 'file')} in {folder}."
+        )
 
 
 @contextmanager

@@ -147,7 +147,7 @@ def demo(
         if reset:
             from tokenlib import demo as library
 
-            library.reset(_owner_url(tokens, settings), tokens)
+            library.reset(owner_url(tokens, settings), tokens)
             if as_json:
                 show_json({"reset": True})
             else:
@@ -175,7 +175,7 @@ def load_demo(tokens: Tokens, settings: Settings, **options: Any) -> DemoSummary
     """Load the demo data as the owner unless they are there, with progress."""
     from tokenlib import demo as library
 
-    owner = _owner_url(tokens, settings)
+    owner = owner_url(tokens, settings)
     rows = options.pop("rows", None)
     with progress("Loading the demo data") as move:
         options |= {"elsewhere": not settings.embedded, "progress": move}
@@ -184,7 +184,8 @@ def load_demo(tokens: Tokens, settings: Settings, **options: Any) -> DemoSummary
         return library.load(owner, tokens, **options)
 
 
-def _owner_url(tokens: Tokens, settings: Settings) -> str:
+def owner_url(tokens: Tokens, settings: Settings) -> str:
+    """The owner's login on the database of the gate."""
     owner = settings.sqlalchemy_migration_url
     if settings.embedded or owner is None:
         service = tokens.database.url

@@ -83,7 +83,7 @@ declare
     v_distributed text[] := array['ai_tokens', 'ai_token_usage_log', 'ai_token_events',
         'ai_token_grants', 'ai_token_reservations', 'ai_token_refusals', 'ai_token_findings',
         'ai_token_organization_settings', 'ai_token_organization_allowances',
-        'ai_token_user_settings', 'ai_token_api_requests', 'quests'];
+        'ai_token_user_settings', 'ai_token_api_requests', 'ai_token_archived_keys', 'quests'];
     -- Written by people and by the views of everybody: on the coordinator, with their triggers.
     v_local text[] := array['ai_token_changes', 'ai_token_latencies', 'ai_token_verifications',
         'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',

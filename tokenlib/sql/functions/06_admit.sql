@@ -52,8 +52,11 @@ begin
         a.created_at := l.created_at;
         return a;
     end if;
+    -- What was charged under an archived key cannot be told any more; it was, and is not again.
     if exists (select from public.ai_token_events
-        where organization_id = a.organization_id and idempotency_key = p_key) then
+            where organization_id = a.organization_id and idempotency_key = p_key)
+        or exists (select from public.ai_token_archived_keys
+            where organization_id = a.organization_id and idempotency_key = p_key) then
         a.status := 'conflict';
     end if;
     return a;

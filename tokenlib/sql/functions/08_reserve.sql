@@ -113,8 +113,13 @@ begin
     a.token_type := r.token_type;
     a.replayed := r.state = 'deducted';
     if r.state = 'deducted' then
-        select * into strict l from public.ai_token_usage_log
+        select * into l from public.ai_token_usage_log
         where organization_id = p_organization and reservation_id = p_reservation;
+        if not found then
+            a.status := 'reservation_over';
+            a.text := 'deducted and archived';
+            return a;
+        end if;
         a.status := 'ok';
         a.id := l.id;
         a.tokens := l.tokens_deducted;

@@ -30,6 +30,8 @@ begin
     where organization_id = p_organization and id = p_usage;
     if not found then
         a.status := 'unknown_usage';
+        select max((data ->> 'last_at')::timestamptz) into a.until from public.ai_token_events
+        where organization_id = p_organization and kind = 'archived';
         return a;
     end if;
     w := tokenlib.open_wallet_for(p_organization, l.token_type, p_key);

@@ -631,8 +631,11 @@ begin
         a.created_at := l.created_at;
         return a;
     end if;
+    -- What was charged under an archived key cannot be told any more; it was, and is not again.
     if exists (select from public.ai_token_events
-        where organization_id = a.organization_id and idempotency_key = p_key) then
+            where organization_id = a.organization_id and idempotency_key = p_key)
+        or exists (select from public.ai_token_archived_keys
+            where organization_id = a.organization_id and idempotency_key = p_key) then
         a.status := 'conflict';
     end if;
     return a;
@@ -1141,8 +1144,13 @@ begin
     a.token_type := r.token_type;
     a.replayed := r.state = 'deducted';
     if r.state = 'deducted' then
-        select * into strict l from public.ai_token_usage_log
+        select * into l from public.ai_token_usage_log
         where organization_id = p_organization and reservation_id = p_reservation;
+        if not found then
+            a.status := 'reservation_over';
+            a.text := 'deducted and archived';
+            return a;
+        end if;
         a.status := 'ok';
         a.id := l.id;
         a.tokens := l.tokens_deducted;
@@ -1437,6 +1445,8 @@ begin
     where organization_id = p_organization and id = p_usage;
     if not found then
         a.status := 'unknown_usage';
+        select max((data ->> 'last_at')::timestamptz) into a.until from public.ai_token_events
+        where organization_id = p_organization and kind = 'archived';
         return a;
     end if;
     w := tokenlib.open_wallet_for(p_organization, l.token_type, p_key);
@@ -3006,6 +3016,57 @@ begin
     union all
     (select 'verification_age_seconds', null, null, extract(epoch from v_now - v.at)::double precision
     from public.ai_token_verifications v order by v.at desc limit 1);
+end
+$$;
+-- Archives the log of one wallet up to an entry whose rows stand in a file by now: an entry of the
+-- wallet says what is gone and where the chain ends there, the keys are kept, and the rows go. Nobody
+-- but the owner can, and the log's trigger lets no row pass without that entry. p_documents: how many
+-- rows in the file have metadata, since an erasure may have come between.
+create function tokenlib.archive_log(
+    p_organization uuid, p_token_type text, p_through bigint, p_documents bigint,
+    p_file text, p_actor text
+) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    w public.ai_tokens;
+    l public.ai_token_usage_log;
+    s record;
+    v_now timestamptz;
+begin
+    -- Not brought up to date: the organization may be gone, and its log is archived all the same.
+    select * into strict w from public.ai_tokens
+    where organization_id = p_organization and token_type = p_token_type
+    for no key update;
+    select count(*) as entries, count(metadata) as documents, count(idempotency_key) as keys,
+        min(number) as first, min(created_at) as first_at, sum(tokens_deducted) as deducted,
+        sum(tokens_waived) as waived, sum(held) as held,
+        sum(case when reservation_id is null then -tokens_deducted else returned end) as change
+    into strict s from public.ai_token_usage_log
+    where organization_id = p_organization and token_type = p_token_type and number <= p_through;
+    select * into strict l from public.ai_token_usage_log
+    where organization_id = p_organization and token_type = p_token_type and number = p_through;
+    if s.entries <> p_through - s.first + 1 or s.documents <> p_documents then
+        raise exception 'the log of wallet % of organization % changed while it was archived',
+            p_token_type, p_organization using errcode = 'TK003';
+    end if;
+    if l.created_at > tokenlib.clock() - interval '90 days' then
+        raise exception 'must be at least 90 days ago' using errcode = '22023', column = 'before';
+    end if;
+    v_now := greatest(tokenlib.clock(), w.last_entry_at);
+    w := tokenlib.append_event(w, 'archived', v_now, p_actor => p_actor,
+        p_data => jsonb_build_object('file', p_file, 'first', s.first, 'through', p_through,
+            'hash', encode(l.hash, 'hex'), 'keys', s.keys, 'tokens_deducted', s.deducted,
+            'tokens_waived', s.waived, 'balance_change', s.change, 'reserved_change', -s.held,
+            'balance_after', l.remaining_balance, 'first_at', tokenlib.utc(s.first_at),
+            'last_at', tokenlib.utc(l.created_at)));
+    perform tokenlib.store_wallet(w, v_now);
+    insert into public.ai_token_archived_keys (organization_id, idempotency_key)
+    select p_organization, idempotency_key from public.ai_token_usage_log
+    where organization_id = p_organization and token_type = p_token_type and number <= p_through
+        and idempotency_key is not null;
+    delete from public.ai_token_usage_log
+    where organization_id = p_organization and token_type = p_token_type and number <= p_through;
+    return s.entries;
 end
 $$;
 -- The rollups of the log, closed step by step (five minutes) while charges are being written, with

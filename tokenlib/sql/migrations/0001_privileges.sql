@@ -50,7 +50,8 @@ declare
     v_internal text[] := array['ai_token_parameters', 'ai_token_limits', 'ai_token_changes',
         'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'ai_token_api_keys',
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
-        'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen'];
+        'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
+        'ai_token_archived_keys'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
     v_others text := (select string_agg(quote_ident(rolname), ', ') from pg_catalog.pg_roles

@@ -259,7 +259,8 @@ create table public.ai_token_events (
     after_log bigint not null,                 -- the log entry of the wallet that it follows
     kind text not null constraint event_kind_known check (kind in (
         'opening', 'refresh', 'plan_change', 'top_up', 'grant', 'grant_scheduled', 'grant_expired',
-        'reserve', 'release', 'hold_expired', 'refund', 'finding_settled', 'metadata_erased')),
+        'reserve', 'release', 'hold_expired', 'refund', 'finding_settled', 'metadata_erased',
+        'archived')),
     balance_change bigint not null default 0,
     reserved_change bigint not null default 0,
     used_change bigint not null default 0,
@@ -288,6 +289,17 @@ create index events_by_people on public.ai_token_events (created_at) where kind 
 -- What a staff person gave today; grants are few.
 create index grants_by_actor on public.ai_token_events (actor, created_at)
     where kind in ('grant', 'grant_scheduled');
+
+-- Where the log of each wallet was cut.
+create unique index archives_by_wallet on public.ai_token_events (organization_id, token_type, number)
+    where kind = 'archived';
+
+-- The keys of archived charges: the rows are gone, and none may be charged again.
+create table public.ai_token_archived_keys (
+    organization_id uuid not null,
+    idempotency_key text not null,
+    primary key (organization_id, idempotency_key)
+);
 
 create table public.ai_token_grants (
     id uuid not null default gen_random_uuid(),
@@ -499,9 +511,10 @@ begin
 end
 $$;
 
--- The log lets one change pass: the metadata of a person is erased, right after the entry that says
--- so, and every other bit stays. The digest that the hashes cover is kept, or made for a legacy row.
-create function tokenlib.refuse_change_but_erasure() returns trigger
+-- The log lets two changes pass, each right after the entry that says so. The metadata of a person is
+-- erased, and every other bit stays; the digest that the hashes cover is kept, or made for a legacy
+-- row. And the owner takes out what was archived.
+create function tokenlib.refuse_change_to_log() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_as_before public.ai_token_usage_log := new;
@@ -521,21 +534,35 @@ begin
         then
             return new;
         end if;
+    elsif tg_op = 'DELETE' and old.number is not null
+        and current_user = (select pg_get_userbyid(relowner) from pg_class where oid = tg_relid)
+        and exists (
+            select from public.ai_tokens w
+            join public.ai_token_events e on e.organization_id = w.organization_id
+                and e.token_type = w.token_type and e.number = w.event_number
+            where w.organization_id = old.organization_id and w.token_type = old.token_type
+                and e.kind = 'archived' and (e.data ->> 'through')::bigint >= old.number)
+    then
+        return old;
     end if;
     raise exception '% is append-only: % refused', tg_table_name, lower(tg_op) using
         errcode = 'TK002',
         hint = 'Correct with a new entry: tokenlib grant, refund, or settle a finding. '
-            'To erase a person''s metadata: tokenlib erase.';
+            'To erase a person''s metadata: tokenlib erase. To move old rows out: tokenlib archive.';
 end
 $$;
 
 create trigger append_only before update or delete on public.ai_token_usage_log
-    for each row execute function tokenlib.refuse_change_but_erasure();
+    for each row execute function tokenlib.refuse_change_to_log();
 create trigger append_only_table before truncate on public.ai_token_usage_log
     for each statement execute function tokenlib.refuse_change();
 create trigger append_only before update or delete on public.ai_token_events
     for each row execute function tokenlib.refuse_change();
 create trigger append_only_table before truncate on public.ai_token_events
+    for each statement execute function tokenlib.refuse_change();
+create trigger append_only before update or delete on public.ai_token_archived_keys
+    for each row execute function tokenlib.refuse_change();
+create trigger append_only_table before truncate on public.ai_token_archived_keys
     for each statement execute function tokenlib.refuse_change();
 create trigger append_only before update or delete on public.ai_token_changes
     for each row execute function tokenlib.refuse_change();
@@ -545,6 +572,8 @@ alter table public.ai_token_usage_log enable always trigger append_only;
 alter table public.ai_token_usage_log enable always trigger append_only_table;
 alter table public.ai_token_events enable always trigger append_only;
 alter table public.ai_token_events enable always trigger append_only_table;
+alter table public.ai_token_archived_keys enable always trigger append_only;
+alter table public.ai_token_archived_keys enable always trigger append_only_table;
 alter table public.ai_token_changes enable always trigger append_only;
 alter table public.ai_token_changes enable always trigger append_only_table;
 

@@ -47,8 +47,14 @@ where not exists (select from public.ai_tokens w
 group by organization_id, token_type
 
 -- name: wallet_entries
--- Replays the entries of each wallet in order: the balance after each, and the figures at the end.
-with entries as (
+-- Replays the entries of each wallet in order: the balance after each, and the figures at the end. What
+-- was archived counts as one, with the sums of its entry; before it no balance can be replayed.
+with archived as (
+    select organization_id, token_type, max((data ->> 'through')::bigint) as through
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind = 'archived'
+    group by organization_id, token_type
+), entries as (
     select organization_id, token_type, number as log_position, 0::bigint as event_position,
         'log ' || number as entry,
         case when reservation_id is null then -tokens_deducted else returned end as balance_change,
@@ -60,6 +66,12 @@ with entries as (
         balance_change, reserved_change, used_change, balance_after
     from public.ai_token_events
     where organization_id = any(%(ids)s)
+    union all
+    select organization_id, token_type, (data ->> 'through')::bigint, 0, 'event ' || number,
+        (data ->> 'balance_change')::bigint, (data ->> 'reserved_change')::bigint,
+        (data ->> 'tokens_deducted')::bigint, (data ->> 'balance_after')::bigint
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind = 'archived'
 ), replayed as (
     select *, sum(balance_change) over in_order as balance
     from entries
@@ -72,7 +84,9 @@ with entries as (
 )
 select organization_id, token_type, 'balance_after_differs' as kind, entry,
     format('says %%s, the entries before it give %%s', balance_after, balance) as detail
-from replayed where balance <> balance_after
+from replayed r where balance <> balance_after and not exists (
+    select from archived a where a.organization_id = r.organization_id
+        and a.token_type = r.token_type and a.through > r.log_position)
 union all
 select w.organization_id, w.token_type, 'wallet_differs_from_entries', 'wallet',
     format('balance %%s, reserved %%s, used %%s; its entries give %%s, %%s, %%s', w.balance,
@@ -83,14 +97,22 @@ where w.organization_id = any(%(ids)s) and w.event_number > 0
     and (w.balance, w.reserved, w.total_used) is distinct from (t.balance, t.reserved, t.used)
 
 -- name: log_chain
--- One pass in the order of the index: what is compared is an entry and the one before it.
-with chained as (
+-- One pass in the order of the index: what is compared is an entry and the one before it, and the
+-- first with where an archive ends.
+with cuts as (
+    select distinct on (organization_id, token_type) organization_id, token_type,
+        (data ->> 'through')::bigint as through, decode(data ->> 'hash', 'hex') as end_hash
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind = 'archived'
+    order by organization_id, token_type, number desc
+), chained as (
     select row(l.*)::public.ai_token_usage_log as l,
-        lag(hash, 1, '\x'::bytea) over in_order as before,
-        lag(number, 1, 0::bigint) over in_order as last
+        coalesce(lag(l.hash) over in_order, cuts.end_hash, '\x'::bytea) as before,
+        coalesce(lag(l.number) over in_order, cuts.through, 0::bigint) as last
     from public.ai_token_usage_log l
-    where organization_id = any(%(ids)s) and number is not null
-    window in_order as (partition by organization_id, token_type order by number)
+    left join cuts using (organization_id, token_type)
+    where l.organization_id = any(%(ids)s) and l.number is not null
+    window in_order as (partition by l.organization_id, l.token_type order by l.number)
 )
 select (l).organization_id, (l).token_type, p.kind, 'log ' || (l).number as entry, p.detail
 from chained
@@ -105,11 +127,10 @@ cross join lateral (values
 where p.wrong
 
 -- name: log_heads
--- The wallet knows how many there are, and the hash of the last one.
+-- The wallet knows how many there are, archived ones included, and the hash of the last one.
 select w.organization_id, w.token_type, 'log_head_differs' as kind, 'wallet' as entry,
-    format('the wallet counts %%s log entries, there are %%s%%s', w.log_number, coalesce(c.entries, 0),
-        case when w.log_number = coalesce(c.entries, 0) then ', ending otherwise' else '' end)
-        as detail
+    format('the wallet counts %%s log entries, there are %%s%%s', w.log_number, n.entries,
+        case when w.log_number = n.entries then ', ending otherwise' else '' end) as detail
 from public.ai_tokens w
 left join (
     select organization_id, token_type, count(*) as entries
@@ -122,9 +143,48 @@ left join lateral (
     where l.organization_id = w.organization_id and l.token_type = w.token_type and number is not null
     order by number desc limit 1
 ) as head on true
+left join lateral (
+    select (data ->> 'through')::bigint as through, decode(data ->> 'hash', 'hex') as hash
+    from public.ai_token_events e
+    where e.organization_id = w.organization_id and e.token_type = w.token_type
+        and kind = 'archived'
+    order by number desc limit 1
+) as cut on true
+cross join lateral (select coalesce(c.entries, 0) + coalesce(cut.through, 0) as entries) as n
 where w.organization_id = any(%(ids)s)
     and (w.log_number, w.log_hash)
-        is distinct from (coalesce(c.entries, 0), coalesce(head.hash, '\x'::bytea))
+        is distinct from (n.entries, coalesce(head.hash, cut.hash, '\x'::bytea))
+
+-- name: archives
+-- What was archived follows on what was archived before, and is gone; its keys are kept.
+with archives as (
+    select organization_id, token_type, 'event ' || number as entry,
+        (data ->> 'first')::bigint as first, (data ->> 'through')::bigint as through,
+        lag((data ->> 'through')::bigint, 1, 0::bigint) over (
+            partition by organization_id, token_type order by number) as last,
+        (data ->> 'keys')::bigint as keys
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind = 'archived'
+)
+select organization_id, token_type, 'archive_gap' as kind, entry,
+    format('begins with entry %%s, and %%s is the last before it', first, last) as detail
+from archives where first <> last + 1 or through < first
+union all
+select organization_id, token_type, 'archived_and_there', entry,
+    format('log entry %%s was archived, and is in the log', number)
+from archives a
+cross join lateral (
+    select number from public.ai_token_usage_log l
+    where l.organization_id = a.organization_id and l.token_type = a.token_type
+        and number between a.first and a.through
+    limit 1) as found
+union all
+select organization_id, min(token_type), 'archived_keys_differ', 'keys',
+    format('%%s keys were archived, %%s are kept', sum(a.keys), k.kept)
+from archives a
+join lateral (select count(*) as kept from public.ai_token_archived_keys k
+    where k.organization_id = a.organization_id) as k on true
+group by organization_id, k.kept having sum(a.keys) <> k.kept
 
 -- name: event_chain
 -- One pass in the order of the index: what is compared is an entry and the one before it.
@@ -297,8 +357,13 @@ with made as (
     from public.ai_token_events
     where organization_id = any(%(ids)s) and kind in ('release', 'hold_expired')
 ), kept as (
-    select organization_id, token_type, id, tokens, state
+    select organization_id, token_type, id, tokens, state, resolved_at
     from public.ai_token_reservations where organization_id = any(%(ids)s)
+), archived as (
+    select organization_id, token_type, max((data ->> 'last_at')::timestamptz) as last_at
+    from public.ai_token_events
+    where organization_id = any(%(ids)s) and kind = 'archived'
+    group by organization_id, token_type
 )
 select organization_id, coalesce(m.token_type, k.token_type) as token_type,
     'reservation_differs' as kind, 'reservation ' || id as entry,
@@ -309,6 +374,10 @@ full join kept k using (organization_id, id)
 left join ended e using (organization_id, id)
 where (k.state, k.tokens, coalesce(e.tokens, k.tokens))
     is distinct from (coalesce(e.state, 'held'), m.tokens, m.tokens)
+    -- Deducted by an entry that was archived: the files tell.
+    and not (e.state is null and k.state = 'deducted' and k.tokens = m.tokens and exists (
+        select from archived a where a.organization_id = k.organization_id
+            and a.token_type = k.token_type and a.last_at >= k.resolved_at))
 
 -- name: reservation_terms
 -- A row is named by its columns, here as above: on a shard of Citus its own type is another.
@@ -351,7 +420,12 @@ cross join lateral (
             is distinct from (h.e).data ->> 'metadata_digest'),
         ('created_at', (h.r).created_at <> (h.e).created_at),
         ('expires_at', (h.r).expires_at is distinct from ((h.e).data ->> 'expires_at')::timestamptz),
-        ('resolved_at', (h.r).resolved_at is distinct from h.ended_at)
+        ('resolved_at', (h.r).resolved_at is distinct from h.ended_at
+            and not (h.ended_at is null and (h.r).state = 'deducted' and exists (
+                select from public.ai_token_events a
+                where a.organization_id = h.organization_id and a.token_type = (h.r).token_type
+                    and a.kind = 'archived'
+                    and (a.data ->> 'last_at')::timestamptz >= (h.r).resolved_at)))
     ) as compared (name, wrong)
     where wrong) as p
 where (h.r).id is not null and (h.e).id is not null and p.names is not null
@@ -366,6 +440,9 @@ from (
     union all
     select organization_id, token_type, idempotency_key from public.ai_token_events
     where organization_id = any(%(ids)s) and idempotency_key is not null
+    union all
+    select organization_id, 'archived', idempotency_key from public.ai_token_archived_keys
+    where organization_id = any(%(ids)s)
 ) as keyed
 group by organization_id, idempotency_key having count(*) > 1
 

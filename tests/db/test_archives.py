@@ -1,0 +1,410 @@
+"""Old log rows in files: the books still close, the files are proved, and nothing goes unkept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pyarrow as pa  # type: ignore[import-untyped]  # ships no types
+import pytest
+from pyarrow import parquet
+
+from tests.db.demo_loaded import OWNER
+from tokenlib import (
+    IdempotencyConflict,
+    PermissionDenied,
+    ReservationOver,
+    Tokens,
+    UnknownUsage,
+    Usage,
+    archives,
+)
+from tokenlib.archives import Archived, archive
+from tokenlib.errors import InvalidInput
+from tokenlib.testing import TestClock, TestDatabase
+
+Person = tuple[UUID, UUID]
+MARCH = datetime(2026, 3, 1, 12, tzinfo=UTC)
+CUT = datetime(2026, 4, 1, tzinfo=UTC)
+
+
+@dataclass
+class Old:
+    """Books with a month of old rows in every form, and newer ones; it is the end of July."""
+
+    tokens: Tokens
+    database: TestDatabase
+    folder: Path
+    person: Person
+    first: Usage
+    hold: UUID
+
+    def archive(self, before: datetime = CUT) -> Archived:
+        return archive(self.database.url(OWNER), self.folder, before, actor="keeper")
+
+    def kinds(self, *, folder: Path | None = None) -> set[str]:
+        found = self.tokens.verify(archive=folder)
+        return {problem.kind for problem in found.problems}
+
+
+@pytest.fixture
+def old(
+    tokens: Tokens,
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    join: Callable[[str], Person],
+    tmp_path: Path,
+) -> Old:
+    token_clock.set(MARCH)
+    pro, other = join("pro"), join("enterprise")
+    quest = {"feature": "generate_goal"}
+    first = tokens.deduct_tokens(*pro, **quest, idempotency_key="first", metadata={"q": "Q1"})
+    second = tokens.deduct_tokens(*pro, **quest)
+    tokens.refund(second, "unusable")
+    reservation = tokens.reserve(*pro, "generate_insight", 5, idempotency_key="held")
+    tokens.deduct(reservation, 3)
+    tokens.release(tokens.reserve(*pro, "generate_insight"))
+    for _ in range(8):
+        tokens.deduct_tokens(*other, "analyze_strategy")
+    token_clock.set(datetime(2026, 4, 15, tzinfo=UTC))
+    tokens.deduct_tokens(*pro, **quest, idempotency_key="later")
+    tokens.deduct_tokens(*other, "generate_insight")
+    token_clock.set(datetime(2026, 7, 30, tzinfo=UTC))
+    folder = tmp_path / "archive"
+    return Old(tokens, token_database, folder, pro, first, reservation.id)
+
+
+def rows(connection: psycopg.Connection) -> int:
+    row = connection.execute("select count(*) from ai_token_usage_log").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_old_rows_go_into_files_and_the_books_close(
+    old: Old, owner: psycopg.Connection, tmp_path: Path
+) -> None:
+    whole = owner.execute(
+        f"select {', '.join(archives.COLUMNS)} from ai_token_usage_log"  # noqa: S608
+        " where created_at < %s order by organization_id, token_type, number",
+        (CUT,),
+    ).fetchall()
+    stats = old.tokens.get_token_stats(old.person[0])
+    found = old.archive()
+    assert (found.rows, found.wallets, len(found.files)) == (11, 3, 1)
+    assert rows(owner) == 2
+    assert old.kinds() == set()
+    assert old.kinds(folder=old.folder) == set()
+    assert old.tokens.get_token_stats(old.person[0]) == stats
+    [file] = old.folder.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    with owner.transaction():
+        owner.execute(
+            "create temporary table archived_log (like ai_token_usage_log) on commit drop"
+        )
+        archives.stage(owner, file)
+        again = owner.execute(
+            f"select {', '.join(archives.COLUMNS)} from archived_log"  # noqa: S608
+            " order by organization_id, token_type, number"
+        ).fetchall()
+    assert again == whole
+
+
+def test_charges_and_archives_go_on_after_it(old: Old, owner: psycopg.Connection) -> None:
+    old.archive()
+    old.tokens.deduct_tokens(*old.person, "generate_goal")
+    assert old.archive().rows == 0
+    assert old.archive(datetime(2026, 4, 20, tzinfo=UTC)).rows == 2
+    assert rows(owner) == 1
+    assert old.kinds(folder=old.folder) == set()
+    assert old.tokens.verify(old.person[0], archive=old.folder).closed
+
+
+def test_a_wallet_may_be_archived_to_its_last_entry(
+    old: Old, owner: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "_FILE_ROWS", 3)  # a wallet of 8 is cut into several files
+    found = old.archive(datetime(2026, 4, 20, tzinfo=UTC))
+    assert (found.rows, len(found.files)) == (13, 5)
+    assert rows(owner) == 0
+    assert old.kinds(folder=old.folder) == set()
+    assert old.tokens.deduct_tokens(*old.person, "generate_goal").remaining_balance == 17
+    assert old.kinds() == set()
+
+
+def test_an_archived_key_is_not_charged_again(old: Old) -> None:
+    old.archive()
+    balance = old.tokens.get_token_balance(old.person[0], "goal_generation").balance
+    for key in ("first", "held"):
+        with pytest.raises(IdempotencyConflict):
+            old.tokens.deduct_tokens(*old.person, "generate_goal", idempotency_key=key)
+        with pytest.raises(IdempotencyConflict):
+            old.tokens.reserve(*old.person, "generate_goal", idempotency_key=key)
+        with pytest.raises(IdempotencyConflict):
+            old.tokens.grant(old.person[0], "general", 5, idempotency_key=key)
+    with pytest.raises(ReservationOver, match="deducted and archived"):
+        old.tokens.deduct(old.hold, organization=old.person[0])
+    assert old.tokens.get_token_balance(old.person[0], "goal_generation").balance == balance
+    again = old.tokens.deduct_tokens(*old.person, "generate_goal", idempotency_key="later")
+    assert again.replayed
+
+
+def test_a_refund_of_an_archived_charge_says_why_not(old: Old) -> None:
+    with pytest.raises(UnknownUsage, match="There is no usage"):
+        old.tokens.refund(uuid4(), "unusable", organization=old.person[0])
+    old.archive()
+    with pytest.raises(UnknownUsage, match="charged until 2026-03-01 is archived"):
+        old.tokens.refund(old.first, "unusable")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [datetime(2026, 5, 2, tzinfo=UTC), datetime(2026, 4, 1)],  # noqa: DTZ001
+    ids=["too young", "naive"],
+)
+def test_a_time_that_is_too_near_or_has_no_zone_is_refused(
+    old: Old, owner: psycopg.Connection, before: datetime
+) -> None:
+    with pytest.raises(InvalidInput, match="before must"):
+        old.archive(before)
+    assert rows(owner) == 13
+
+
+def test_the_database_itself_keeps_what_is_younger(old: Old, owner: psycopg.Connection) -> None:
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="90 days"), owner.transaction():
+        owner.execute("update tokenlib.test_clock set stopped_at = '2026-05-01'")
+        owner.execute(
+            "select tokenlib.archive_log(%s, 'goal_generation', 2, 1, 'a file', 'nobody')",
+            (old.person[0],),
+        )
+    assert rows(owner) == 13
+
+
+def test_nobody_but_the_owner_can(old: Old, token_database: TestDatabase) -> None:
+    call = "select tokenlib.archive_log(%s, 'goal_generation', 2, 1, 'a file', 'nobody')"
+    with token_database.connect("tokenlib_service") as service:
+        for statement, values in ((call, (old.person[0],)), (DELETE, ())):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege), service.transaction():
+                service.execute(statement, values)
+    with pytest.raises(PermissionDenied):
+        archive(token_database.url("tokenlib_service"), old.folder, CUT, actor="nobody")
+    assert old.kinds() == set()
+
+
+DELETE = b"delete from ai_token_usage_log where number = 1"
+ANCHORED = (
+    b"select tokenlib.store_wallet(tokenlib.append_event(w, 'archived', tokenlib.clock(),"
+    b" p_data => '{\"through\": 2}'), tokenlib.clock()) from ai_tokens w"
+    b" where token_type = 'goal_generation' and log_number > 0"
+)
+
+
+def test_no_row_goes_without_its_entry(
+    old: Old, owner: psycopg.Connection, token_database: TestDatabase
+) -> None:
+    with pytest.raises(psycopg.Error, match="append-only"):
+        owner.execute(DELETE)
+    with owner.transaction(force_rollback=True):
+        owner.execute(ANCHORED)
+        for condition in (b"number = 3", b"number = 1"):
+            # What comes after the entry, and what is another wallet's.
+            with pytest.raises(psycopg.Error, match="append-only"), owner.transaction():
+                owner.execute(b"delete from ai_token_usage_log where " + condition)
+        only = b" and token_type = 'goal_generation'"
+        with owner.transaction(force_rollback=True):
+            assert owner.execute(DELETE + only).rowcount == 1
+        with pytest.raises(psycopg.Error, match="append-only"):
+            owner.execute(b"update ai_token_usage_log set held = 1 where number = 1" + only)
+    old.archive()
+    old.tokens.deduct_tokens(*old.person, "generate_goal")
+    with pytest.raises(psycopg.Error, match="append-only"):
+        owner.execute(b"delete from ai_token_usage_log where number = 3")
+    with (
+        token_database.connect("postgres") as superuser,
+        pytest.raises(psycopg.Error, match="append-only"),
+    ):
+        superuser.execute(DELETE.replace(b"1", b"3"))
+
+
+def test_an_erasure_in_between_stops_it(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = archives._write
+
+    def meanwhile(path: Path, found: list[dict[str, object]]) -> None:
+        write(path, found)
+        old.tokens.erase(*old.person, actor="privacy desk", reason="request 12")
+
+    monkeypatch.setattr(archives, "_write", meanwhile)
+    with pytest.raises(Exception, match="changed while it was archived"):
+        old.archive()
+    monkeypatch.undo()
+    assert old.archive().rows == 11
+    assert old.kinds(folder=old.folder) == set()
+    texts = [value for file in old.folder.iterdir() for value in _column(file, "metadata")]
+    assert texts.count('{"q": "Q1"}') == 1  # in the file that no entry names
+
+
+def test_an_archive_that_ends_before_its_commit_took_nothing_out(
+    old: Old, owner: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_path: Path, _rows: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(archives, "_FILE_ROWS", 6)
+    done = archives._write
+    monkeypatch.setattr(
+        archives,
+        "_write",
+        lambda path, found: killed(path, found) if any(old.folder.iterdir()) else done(path, found),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        old.archive()
+    assert rows(owner) == 7
+    assert old.kinds(folder=old.folder) == set()
+    monkeypatch.undo()
+    assert old.archive().rows == 5
+    assert old.kinds(folder=old.folder) == set()
+
+
+def _column(file: Path, name: str) -> list[object]:
+    values: list[object] = parquet.read_table(file).column(name).to_pylist()
+    return values
+
+
+CHANGES: dict[str, tuple[str, object]] = {
+    "tokens_deducted": ("tokens_deducted", 1),
+    "created_at": ("created_at", MARCH),
+    "user_id": ("user_id", str(uuid4())),
+    "request_hash": ("request_hash", b"1"),
+    "hash": ("hash", b"1"),
+    "metadata": ("metadata", '{"q": "Q2"}'),
+    "idempotency_key": ("idempotency_key", "another"),
+    "reservation_id": ("reservation_id", str(uuid4())),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_verify_finds_an_archived_row_that_was_edited(old: Old, change: str) -> None:
+    old.archive()
+    [file] = old.folder.iterdir()
+    table = parquet.read_table(file)
+    name, value = CHANGES[change]
+    column = table.column(name).to_pylist()
+    # The charge that has every field: with key and metadata, or the one that was held.
+    place = (
+        table.column("idempotency_key")
+        .to_pylist()
+        .index("held" if change == "reservation_id" else "first")
+    )
+    assert column[place] != value
+    column[place] = value
+    kind = table.schema.field(name).type
+    index = table.schema.get_field_index(name)
+    parquet.write_table(table.set_column(index, name, pa.array(column, kind)), file)
+    expected = "metadata_differs" if change == "metadata" else "log_hash_differs"
+    assert expected in old.kinds(folder=old.folder)
+
+
+def test_verify_finds_an_archived_row_that_is_gone_or_too_much(old: Old) -> None:
+    old.archive()
+    [file] = old.folder.iterdir()
+    table = parquet.read_table(file)
+    for place in (0, 4, table.num_rows - 1):
+        kept = [number for number in range(table.num_rows) if number != place]
+        parquet.write_table(table.take(kept), file)
+        assert "archive_differs" in old.kinds(folder=old.folder)
+    parquet.write_table(pa.concat_tables([table, table.slice(0, 1)]), file)
+    assert "log_number_gap" in old.kinds(folder=old.folder)
+    file.write_bytes(b"no Parquet")
+    assert old.kinds(folder=old.folder) == {"archive_missing"}
+    file.unlink()
+    found = old.tokens.verify(archive=old.folder)
+    assert {problem.kind for problem in found.problems} == {"archive_missing"}
+    assert len(found.problems) == 3
+    assert old.kinds() == set()
+
+
+@pytest.mark.parametrize(
+    ("statement", "kinds"),
+    [
+        # The entry is an entry like others: its chain finds it, whatever was edited.
+        (
+            "update ai_token_events set data = data || '{\"balance_after\": 1}'"
+            " where kind = 'archived'",
+            {"event_hash_differs", "balance_after_differs"},
+        ),
+        (
+            "update ai_token_events set data = data || '{\"hash\": \"00\"}' where kind = 'archived'",
+            {"event_hash_differs", "log_hash_differs", "log_head_differs"},
+        ),
+        (
+            "update ai_token_events set data = data || '{\"first\": 2}' where kind = 'archived'",
+            {"event_hash_differs", "archive_gap"},
+        ),
+        (
+            "delete from ai_token_events where kind = 'archived'",
+            {
+                "event_head_differs",
+                "log_number_gap",
+                "log_hash_differs",
+                "log_head_differs",
+                "wallet_differs_from_entries",
+                "balance_after_differs",
+                "reservation_differs",
+                "reservation_terms_differ",
+                "last_entry_differs",
+            },
+        ),
+        (
+            "delete from ai_token_archived_keys where idempotency_key = 'first'",
+            {"archived_keys_differ"},
+        ),
+        (
+            "insert into ai_token_archived_keys select organization_id, 'later'"
+            " from ai_token_usage_log where idempotency_key = 'later'",
+            {"archived_keys_differ", "key_used_twice"},
+        ),
+        ("delete from ai_token_usage_log where number = 3", {"log_head_differs"}),
+        (
+            "insert into ai_token_usage_log (organization_id, token_type, feature_used,"
+            " tokens_deducted, remaining_balance, number, hash_version)"
+            " select organization_id, token_type, feature_used, 0, 17, 2, 1 from ai_token_usage_log"
+            " where token_type = 'goal_generation'",
+            {"archived_and_there", "log_hash_differs", "log_number_gap", "log_head_differs"},
+        ),
+    ],
+    ids=["sums", "hash", "first", "gone", "key gone", "key used", "next entry", "put back"],
+)
+def test_verify_finds_an_anchor_that_was_edited(
+    old: Old, statement: str, kinds: set[str], token_database: TestDatabase
+) -> None:
+    old.archive()
+    assert old.kinds(folder=old.folder) == set()
+    with token_database.connect("postgres") as superuser:
+        for table in ("ai_token_usage_log", "ai_token_events", "ai_token_archived_keys"):
+            superuser.execute(f"alter table {table} disable trigger all")
+        superuser.execute(statement)
+    assert old.kinds() == kinds
+
+
+def test_what_an_anchor_elsewhere_knew_is_said_to_be_archived(
+    old: Old, token_clock: TestClock
+) -> None:
+    before = io.StringIO()
+    old.tokens.anchor(before)
+    old.archive(datetime(2026, 4, 20, tzinfo=UTC))  # to the last entry: the hash is in the books
+    assert old.tokens.verify(anchor=before.getvalue().splitlines()).closed
+    old.tokens.deduct_tokens(*old.person, "generate_goal")
+    now = io.StringIO()
+    old.tokens.anchor(now)
+    token_clock.advance(timedelta(days=120))
+    old.tokens.deduct_tokens(*old.person, "generate_goal")
+    old.archive(datetime(2026, 8, 1, tzinfo=UTC))
+    assert old.tokens.verify(anchor=now.getvalue().splitlines()).closed
+    token_clock.advance(timedelta(days=120))
+    old.archive(datetime(2026, 12, 1, tzinfo=UTC))
+    found = old.tokens.verify(anchor=before.getvalue().splitlines())
+    assert found.closed  # each cut is still known by its own entry
