@@ -92,7 +92,7 @@ def archive(
 ) -> Archived:
     """Move log rows from before a time into Parquet files in `folder`, as the owner.
 
-    At least 90 days old: what can still be refunded within its period, retried, or asked about by
+    At least 92 days old: what can still be refunded within its period, retried, or asked about by
     the console's ranges stays. Each file is complete and on disk before its rows go, in one
     transaction with the entries that say so; a run that is interrupted has archived whole files,
     and the next one goes on. Charges of a wallet wait while its rows are taken out, about a second.
@@ -107,7 +107,7 @@ def archive(
     rows, wallets, files = 0, set[tuple[UUID, str]](), list[str]()
     with _owner(url) as connection:
         if _one(connection, named["too_young"], {"before": before})["too_young"]:
-            raise InvalidInput("before", "must be at least 90 days ago")
+            raise InvalidInput("before", "must be at least 92 days ago")
         psycopg.ClientCursor(connection).execute(named["due"], {"before": before})
         connection.execute(named["analyze_due"])
         total = _one(connection, named["due_rows"])["rows"]

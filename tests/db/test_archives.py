@@ -18,6 +18,7 @@ from tests.db.demo_loaded import OWNER
 from tokenlib import (
     IdempotencyConflict,
     PermissionDenied,
+    Reservation,
     ReservationOver,
     Tokens,
     UnknownUsage,
@@ -42,7 +43,7 @@ class Old:
     folder: Path
     person: Person
     first: Usage
-    hold: UUID
+    hold: Reservation
 
     def archive(self, before: datetime = CUT) -> Archived:
         return archive(self.database.url(OWNER), self.folder, before, actor="keeper")
@@ -76,7 +77,7 @@ def old(
     tokens.deduct_tokens(*other, "generate_insight")
     token_clock.set(datetime(2026, 7, 30, tzinfo=UTC))
     folder = tmp_path / "archive"
-    return Old(tokens, token_database, folder, pro, first, reservation.id)
+    return Old(tokens, token_database, folder, pro, first, reservation)
 
 
 def rows(connection: psycopg.Connection) -> int:
@@ -147,7 +148,7 @@ def test_an_archived_key_is_not_charged_again(old: Old) -> None:
         with pytest.raises(IdempotencyConflict):
             old.tokens.grant(old.person[0], "general", 5, idempotency_key=key)
     with pytest.raises(ReservationOver, match="deducted and archived"):
-        old.tokens.deduct(old.hold, organization=old.person[0])
+        old.tokens.deduct(old.hold)
     assert old.tokens.get_token_balance(old.person[0], "goal_generation").balance == balance
     again = old.tokens.deduct_tokens(*old.person, "generate_goal", idempotency_key="later")
     assert again.replayed
@@ -163,7 +164,7 @@ def test_a_refund_of_an_archived_charge_says_why_not(old: Old) -> None:
 
 @pytest.mark.parametrize(
     "before",
-    [datetime(2026, 5, 2, tzinfo=UTC), datetime(2026, 4, 1)],  # noqa: DTZ001
+    [datetime(2026, 4, 30, tzinfo=UTC), datetime(2026, 4, 1)],  # noqa: DTZ001
     ids=["too young", "naive"],
 )
 def test_a_time_that_is_too_near_or_has_no_zone_is_refused(
@@ -175,12 +176,10 @@ def test_a_time_that_is_too_near_or_has_no_zone_is_refused(
 
 
 def test_the_database_itself_keeps_what_is_younger(old: Old, owner: psycopg.Connection) -> None:
-    with pytest.raises(psycopg.errors.InvalidParameterValue, match="90 days"), owner.transaction():
-        owner.execute("update tokenlib.test_clock set stopped_at = '2026-05-01'")
-        owner.execute(
-            "select tokenlib.archive_log(%s, 'goal_generation', 2, 1, 'a file', 'nobody')",
-            (old.person[0],),
-        )
+    owner.execute("update tokenlib.test_clock set stopped_at = '2026-06-01'")
+    call = "select tokenlib.archive_log(%s, 'goal_generation', 2, 1, 'a file', 'nobody')"
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="92 days"):
+        owner.execute(call, (old.person[0],))
     assert rows(owner) == 13
 
 
@@ -276,7 +275,7 @@ def _column(file: Path, name: str) -> list[object]:
 
 CHANGES: dict[str, tuple[str, object]] = {
     "tokens_deducted": ("tokens_deducted", 1),
-    "created_at": ("created_at", MARCH),
+    "created_at": ("created_at", CUT),
     "user_id": ("user_id", str(uuid4())),
     "request_hash": ("request_hash", b"1"),
     "hash": ("hash", b"1"),
@@ -327,17 +326,38 @@ def test_verify_finds_an_archived_row_that_is_gone_or_too_much(old: Old) -> None
     assert old.kinds() == set()
 
 
+SUMS = "update ai_token_events set data = data || '{\"balance_after\": 1}' where kind = 'archived'"
+HASH = "update ai_token_events set data = data || '{\"hash\": \"00\"}' where kind = 'archived'"
+KEY_USED = (
+    "insert into ai_token_archived_keys select organization_id, 'later' from ai_token_events"
+    " where kind = 'archived' and token_type = 'goal_generation'"
+)
+AGAIN = (
+    "insert into ai_token_usage_log (organization_id, token_type, feature_used, tokens_deducted,"
+    " remaining_balance, number, hash_version)"
+    " select organization_id, token_type, feature_used, 0, 17, 2, 1 from ai_token_usage_log"
+    " where token_type = 'goal_generation'"
+)
+NEXT_GONE = {"log_head_differs", "wallet_differs_from_entries", "balance_after_differs"}
+PUT_BACK = {
+    "archived_and_there",
+    "log_hash_differs",
+    "log_number_gap",
+    "log_head_differs",
+    "balance_after_differs",
+}
+
+
 @pytest.mark.parametrize(
     ("statement", "kinds"),
     [
         # The entry is an entry like others: its chain finds it, whatever was edited.
         (
-            "update ai_token_events set data = data || '{\"balance_after\": 1}'"
-            " where kind = 'archived'",
+            SUMS,
             {"event_hash_differs", "balance_after_differs"},
         ),
         (
-            "update ai_token_events set data = data || '{\"hash\": \"00\"}' where kind = 'archived'",
+            HASH,
             {"event_hash_differs", "log_hash_differs", "log_head_differs"},
         ),
         (
@@ -363,17 +383,13 @@ def test_verify_finds_an_archived_row_that_is_gone_or_too_much(old: Old) -> None
             {"archived_keys_differ"},
         ),
         (
-            "insert into ai_token_archived_keys select organization_id, 'later'"
-            " from ai_token_usage_log where idempotency_key = 'later'",
+            KEY_USED,
             {"archived_keys_differ", "key_used_twice"},
         ),
-        ("delete from ai_token_usage_log where number = 3", {"log_head_differs"}),
+        ("delete from ai_token_usage_log where number = 3", NEXT_GONE),
         (
-            "insert into ai_token_usage_log (organization_id, token_type, feature_used,"
-            " tokens_deducted, remaining_balance, number, hash_version)"
-            " select organization_id, token_type, feature_used, 0, 17, 2, 1 from ai_token_usage_log"
-            " where token_type = 'goal_generation'",
-            {"archived_and_there", "log_hash_differs", "log_number_gap", "log_head_differs"},
+            AGAIN,
+            PUT_BACK,
         ),
     ],
     ids=["sums", "hash", "first", "gone", "key gone", "key used", "next entry", "put back"],

@@ -156,7 +156,7 @@ def test_the_function_files_are_what_the_migrations_made(empty: Empty) -> None:
         connection.execute(text.replace("create function", "create or replace function"))
     assert schema(database)["functions"] == before
     # Triggers come with their tables, and the row policies' helpers with the privileges.
-    others = {"refuse_change", "refuse_change_but_erasure", "refuse_broken_sums", "uid"}
+    others = {"refuse_change", "refuse_change_to_log", "refuse_broken_sums", "uid"}
     others |= {"my_organizations", "is_staff"}
     found = [re.sub(r"^tokenlib\.(\w+)\(.*", r"\1", row[0]) for row in before]
     assert sorted(found) == sorted([*names, *others, "whoami"])

@@ -102,7 +102,7 @@ def anchor(output: Path | None) -> None:
     "--before",
     type=click.DateTime(["%Y-%m-%d"]),
     required=True,
-    help="Archive what is older than this day, UTC; 90 days ago at the latest.",
+    help="Archive what is older than this day, UTC; 92 days ago at the latest.",
 )
 @click.option(
     "--to",

@@ -17,7 +17,7 @@ analyze pg_temp.due
 select coalesce(sum(through - first + 1), 0)::bigint as rows from pg_temp.due
 
 -- name: too_young
-select %(before)s > tokenlib.clock() - interval '90 days' as too_young
+select %(before)s > tokenlib.clock() - interval '92 days' as too_young
 
 -- name: next_due
 select organization_id, token_type, first, through from pg_temp.due

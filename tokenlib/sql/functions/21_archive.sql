@@ -29,8 +29,8 @@ begin
         raise exception 'the log of wallet % of organization % changed while it was archived',
             p_token_type, p_organization using errcode = 'TK003';
     end if;
-    if l.created_at > tokenlib.clock() - interval '90 days' then
-        raise exception 'must be at least 90 days ago' using errcode = '22023', column = 'before';
+    if l.created_at > tokenlib.clock() - interval '92 days' then
+        raise exception 'must be at least 92 days ago' using errcode = '22023', column = 'before';
     end if;
     v_now := greatest(tokenlib.clock(), w.last_entry_at);
     w := tokenlib.append_event(w, 'archived', v_now, p_actor => p_actor,
