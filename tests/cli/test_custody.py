@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.cli.shell import Shell
 from tokenlib import Tokens
-from tokenlib.testing import TestDatabase
+from tokenlib.testing import TestClock, TestDatabase
 
 Person = tuple[UUID, UUID]
 
@@ -41,6 +42,32 @@ def test_an_anchor_finds_a_tail_that_was_cut(
     assert "anchor tail cut" in said
     assert "log 1" in said
     assert shell.json("verify", "--anchor", file, exit_code=1)["closed"] is False
+
+
+def test_old_rows_are_archived_and_proved(
+    shell: Shell,
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    used: Person,
+    tmp_path: Path,
+) -> None:
+    owner = token_database.url("tokenlib_owner")
+    folder = tmp_path / "archive"
+    tomorrow = f"{token_clock.now() + timedelta(days=1):%Y-%m-%d}"
+    where = ("--to", folder, "--url", owner)
+    message = shell.error("archive", "--before", tomorrow, *where, exit_code=2)
+    assert message == "before must be at least 92 days ago"
+    said = shell("archive", "--before", "2020-01-01", *where).stdout
+    assert said == "No log row is from before 2020-01-01.\n"
+    token_clock.advance(timedelta(days=100))
+    said = shell("archive", "--before", tomorrow, *where).stdout
+    assert said == f"1 log row of 1 wallet archived in 1 file in {folder}.\n"
+    assert shell("verify", "--archive", folder).stdout.endswith("the books close.\n")
+    [file] = folder.iterdir()
+    file.unlink()
+    assert "archive missing" in shell("verify", "--archive", folder, exit_code=1).stdout
+    assert shell("verify").stdout.endswith("the books close.\n")
+    assert shell.json("archive", "--before", tomorrow, *where)["rows"] == 0
 
 
 def test_it_prints_where_no_file_is_named(shell: Shell, used: Person) -> None:

@@ -216,8 +216,12 @@ def test_no_row_goes_without_its_entry(
         only = b" and token_type = 'goal_generation'"
         with owner.transaction(force_rollback=True):
             assert owner.execute(DELETE + only).rowcount == 1
-        with pytest.raises(psycopg.Error, match="append-only"):
+        with pytest.raises(psycopg.Error, match="append-only"), owner.transaction():
             owner.execute(b"update ai_token_usage_log set held = 1 where number = 1" + only)
+        # Right after its entry, and not later.
+        owner.execute(ANCHORED.replace(b"archived", b"finding_settled"))
+        with pytest.raises(psycopg.Error, match="append-only"), owner.transaction():
+            owner.execute(DELETE + only)
     old.archive()
     old.tokens.deduct_tokens(*old.person, "generate_goal")
     with pytest.raises(psycopg.Error, match="append-only"):
@@ -225,7 +229,9 @@ def test_no_row_goes_without_its_entry(
     with (
         token_database.connect("postgres") as superuser,
         pytest.raises(psycopg.Error, match="append-only"),
+        superuser.transaction(),
     ):
+        superuser.execute(ANCHORED.replace(b"2", b"9"))
         superuser.execute(DELETE.replace(b"1", b"3"))
 
 
