@@ -63,9 +63,9 @@ def old(
 ) -> Old:
     token_clock.set(MARCH)
     pro, other = join("pro"), join("enterprise")
-    quest = {"feature": "generate_goal"}
-    first = tokens.deduct_tokens(*pro, **quest, idempotency_key="first", metadata={"q": "Q1"})
-    second = tokens.deduct_tokens(*pro, **quest)
+    quest = "generate_goal"
+    first = tokens.deduct_tokens(*pro, quest, idempotency_key="first", metadata={"q": "Q1"})
+    second = tokens.deduct_tokens(*pro, quest)
     tokens.refund(second, "unusable")
     reservation = tokens.reserve(*pro, "generate_insight", 5, idempotency_key="held")
     tokens.deduct(reservation, 3)
@@ -73,7 +73,7 @@ def old(
     for _ in range(8):
         tokens.deduct_tokens(*other, "analyze_strategy")
     token_clock.set(datetime(2026, 4, 15, tzinfo=UTC))
-    tokens.deduct_tokens(*pro, **quest, idempotency_key="later")
+    tokens.deduct_tokens(*pro, quest, idempotency_key="later")
     tokens.deduct_tokens(*other, "generate_insight")
     token_clock.set(datetime(2026, 7, 30, tzinfo=UTC))
     folder = tmp_path / "archive"
@@ -228,11 +228,11 @@ def test_no_row_goes_without_its_entry(
         owner.execute(b"delete from ai_token_usage_log where number = 3")
     with (
         token_database.connect("postgres") as superuser,
-        pytest.raises(psycopg.Error, match="append-only"),
-        superuser.transaction(),
+        superuser.transaction(force_rollback=True),
     ):
         superuser.execute(ANCHORED.replace(b"2", b"9"))
-        superuser.execute(DELETE.replace(b"1", b"3"))
+        with pytest.raises(psycopg.Error, match="append-only"), superuser.transaction():
+            superuser.execute(DELETE.replace(b"1", b"3"))
 
 
 def test_an_erasure_in_between_stops_it(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
