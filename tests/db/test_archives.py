@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -14,6 +15,7 @@ import pyarrow as pa  # type: ignore[import-untyped]  # ships no types
 import pytest
 from pyarrow import parquet
 
+from tests.db.crowd import Call, Crowd
 from tests.db.demo_loaded import OWNER
 from tokenlib import (
     IdempotencyConflict,
@@ -152,6 +154,23 @@ def test_an_archived_key_is_not_charged_again(old: Old) -> None:
     assert old.tokens.get_token_balance(old.person[0], "goal_generation").balance == balance
     again = old.tokens.deduct_tokens(*old.person, "generate_goal", idempotency_key="later")
     assert again.replayed
+
+
+def test_an_archived_key_is_not_charged_again_in_company(
+    old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old.archive()
+    old.tokens.get_all_token_balances(old.person[0])
+
+    def charge(key: str) -> Call:
+        return partial(
+            old.tokens.deduct_tokens, *old.person, "generate_insight", idempotency_key=key
+        )
+
+    crowd = Crowd(monkeypatch)
+    first, new = crowd.run(old.tokens, [charge("first"), charge("new")])
+    assert isinstance(first, IdempotencyConflict)
+    assert not new.replayed
 
 
 def test_a_refund_of_an_archived_charge_says_why_not(old: Old) -> None:

@@ -3791,6 +3791,8 @@ begin
                 and (select count(*) from public.ai_token_usage_log
                     where organization_id = a.organization and idempotency_key = key) = 0
                 and (select count(*) from public.ai_token_events
+                    where organization_id = a.organization and idempotency_key = key) = 0
+                and (select count(*) from public.ai_token_archived_keys
                     where organization_id = a.organization and idempotency_key = key) = 0 as new,
             -- Null: the person is none of theirs, or something is out of the ordinary.
             (select o.plan from public.user_profiles m
