@@ -15,7 +15,7 @@ import pyarrow as pa  # type: ignore[import-untyped]  # ships no types
 import pytest
 from pyarrow import parquet
 
-from tests.db.crowd import Call, Crowd
+from tests.db.crowd import Crowd
 from tests.db.demo_loaded import OWNER
 from tokenlib import (
     IdempotencyConflict,
@@ -162,7 +162,7 @@ def test_an_archived_key_is_not_charged_again_in_company(
     old.archive()
     old.tokens.get_all_token_balances(old.person[0])
 
-    def charge(key: str) -> Call:
+    def charge(key: str) -> Callable[[], Usage]:
         return partial(
             old.tokens.deduct_tokens, *old.person, "generate_insight", idempotency_key=key
         )
