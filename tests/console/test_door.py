@@ -11,9 +11,12 @@ from urllib.parse import quote
 import anyio
 import pytest
 from starlette.types import Message, Receive, Scope, Send
+from streamlit.web.server.starlette.starlette_app_utils import create_signed_value
 
 from tokenlib.config import Settings, SignIn
 from tokenlib.console import door, process, signin
+from tokenlib.errors import DatabaseUnavailable
+from tokenlib.tokens import Tokens
 
 HOME = "https://tokens.example.org"
 SIGN_IN = SignIn(
@@ -189,15 +192,23 @@ def test_only_a_sign_in_follows_the_way(settings: Settings) -> None:
     assert header(failed, "location") == ["/"]
 
 
+def unreachable() -> Tokens:
+    raise DatabaseUnavailable("The database does not answer.")
+
+
 def test_signing_out_in_one_tab_ends_the_session(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signin, "sessions", signin.Sessions())
-    mine, hers = {"_streamlit_user": "mine"}, {"_streamlit_user": "hers"}
+    monkeypatch.setattr(signin, "sessions", signin.Sessions(lambda _session: False))
+    monkeypatch.setattr(process.gate, "tokens", unreachable)
+    assert settings.sign_in
+    signed = create_signed_value(settings.sign_in.cookie_secret, "_streamlit_user", "me").decode()
+    mine, hers = {"_streamlit_user": signed}, {"_streamlit_user": "hers"}
     for cookies in (mine, hers):
         assert signin.sessions.holds(str(signin.key(cookies)), 10, now=0)
     app = App()
-    ask(app, "/auth/logout", cookie="_streamlit_xsrf=x; _streamlit_user=mine")
+    ask(app, "/auth/logout", cookie=f"_streamlit_xsrf=x; _streamlit_user={signed}")
+    ask(App(), "/auth/logout", cookie="_streamlit_user=hers")  # which the console did not sign
     assert app.reached == 1
     assert not signin.sessions.holds(str(signin.key(mine)), 10, now=1)
     assert signin.sessions.holds(str(signin.key(hers)), 10, now=1)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.web.server.starlette.starlette_app_utils import create_signed_value
 
 from tests.console.opening import press, texts
 from tokenlib import demo
 from tokenlib.config import Settings, SignIn
 from tokenlib.console import process, session, signin
 from tokenlib.console.signin import Closed, Identity
+from tokenlib.db import statements
+from tokenlib.errors import DatabaseUnavailable
 from tokenlib.testing import TestDatabase
 from tokenlib.tokens import Tokens
 
@@ -292,7 +296,7 @@ def test_an_open_dialog_does_nothing_after_a_sign_out_elsewhere(
     app.switch_page(str(process.pages_folder() / "organization.py")).run()
     press(app, "Grant tokens")
     app.text_input(key="action_reason").set_value("too late").run()
-    signin.sessions.end("a session")
+    signin.sessions.end("a session", NOW + 3600)
     next(one for one in app.button if one.key == "action_confirm").click().run()
     assert not app.exception
     with_reason = tokens.database.rows(
@@ -319,16 +323,79 @@ def test_a_fragment_asks_whether_the_session_holds(
         _ = person.reports
 
 
-def test_only_what_was_in_use_is_remembered_and_only_until_it_ends() -> None:
-    sessions = signin.Sessions()
-    sessions.end("never seen")
-    assert sessions.holds("never seen", 10, now=0)
-    sessions.end("never seen")
-    sessions.end(None)
-    assert not sessions.holds("never seen", 10, now=1)
+def test_what_was_signed_out_is_remembered_until_it_ends() -> None:
+    asked: list[str] = []
+
+    def elsewhere(session: str) -> bool:
+        asked.append(session)
+        return False
+
+    sessions = signin.Sessions(elsewhere)
+    assert sessions.holds("mine", 10, now=0)
+    assert sessions.holds("mine", 10, now=0.9)
+    assert asked == ["mine"]
+    assert sessions.holds("mine", 10, now=1)
+    assert asked == ["mine"] * 2
+    sessions.end("mine", 10)
+    assert not sessions.holds("mine", 10, now=1)
     assert sessions.holds("another", 20, now=11)
     assert sessions._ends == {"another": 20}
     assert sessions._ended == set()
+    assert sessions._asked == {"another": 11}
+
+
+def test_a_sign_out_in_another_process_ends_the_session_here(
+    enter: Enter, tokens: Tokens, clock: list[float], token_database: TestDatabase
+) -> None:
+    app = enter(claims(), "settings.py")
+    assert title(app) == "Settings"
+    signed_out = statements("system")["sign_out"]
+    for _ in range(2):
+        tokens.database.call(
+            signed_out, {"session": "a session", "life": timedelta(minutes=5)}, "repeatable"
+        )
+    clock[0] += signin.LOOK_SECONDS
+    assert title(app.run()) == Closed.ENDED.value
+    assert shows_nothing(app)
+    # A process that was started only now knows it, too.
+    assert not signin.Sessions().holds("a session", NOW + 60, NOW)
+    with token_database.connect() as owner:
+        owner.execute("update tokenlib_signed_out set until = now() - interval '1 second'")
+    tokens.database.call(
+        signed_out, {"session": "another", "life": timedelta(minutes=5)}, "repeatable"
+    )
+    with token_database.connect() as owner:
+        left = owner.execute("select session from tokenlib_signed_out").fetchall()
+    assert left == [("another",)]
+
+
+def test_nobody_gets_in_while_the_database_does_not_tell(
+    enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(_session: str) -> bool:
+        raise DatabaseUnavailable("The database does not answer.")
+
+    monkeypatch.setattr(signin, "sessions", signin.Sessions(silent))
+    app = enter(claims())
+    assert title(app) == "Not available"
+    assert shows_nothing(app)
+
+
+def test_only_a_cookie_that_the_console_signed_is_kept_as_signed_out(
+    enter: Enter, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(signin, "sessions", signin.Sessions())
+    signed = create_signed_value(SETTINGS.cookie_secret, "_streamlit_user", "{}").decode()
+    forged = create_signed_value("d" * 32, "_streamlit_user", "{}").decode()
+    table = "select session from public.tokenlib_signed_out"
+    for cookies in ({"_streamlit_user": forged}, {"_streamlit_user": "x"}, {"other": signed}, {}):
+        signin.sign_out(cookies, SETTINGS)
+        assert tokens.database.rows(table) == []
+    mine = {"_streamlit_user": signed, "_streamlit_xsrf": "x"}
+    signin.sign_out(mine, SETTINGS)
+    assert tokens.database.rows(table) == [{"session": signin.key(mine)}]
+    assert not signin.sessions.holds(str(signin.key(mine)), signin.now() + 9, signin.now())
 
 
 def test_a_session_is_known_by_all_parts_of_its_cookie() -> None:

@@ -45,6 +45,7 @@ INTERNAL = {
     "ai_token_latencies",
     "ai_token_verifications",
     "tokenlib_staff",
+    "tokenlib_signed_out",
     "ai_token_api_keys",
     "ai_token_api_requests",
     "ai_token_archived_keys",
@@ -95,6 +96,7 @@ VERBS = {
     "set_mode",
     "set_status",
     "settle_finding",
+    "sign_out",
     "staff_change_plan",
     "staff_create_key",
     "staff_grant",
@@ -177,6 +179,7 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
         "insert into ai_token_api_keys (id, name, start, digest, scopes, owner_id, created_at)"
         " values (gen_random_uuid(), 'A key', 'tkl_', '', '{read}', gen_random_uuid(), now())"
     )
+    owner.execute("select tokenlib.sign_out('a session', interval '1 hour')")
     owner.execute(
         "insert into ai_token_api_requests values (%s, %s, 'k', '', 'deduct', null, '{}', now())",
         people[0],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import anyio.to_thread
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
@@ -51,7 +52,7 @@ class Door:
             return
         request = HTTPConnection(scope)
         if path.endswith(LOGOUT):
-            signin.sessions.end(signin.key(request.cookies))
+            await anyio.to_thread.run_sync(signin.sign_out, request.cookies, settings.sign_in)
         elif path.endswith(LOGIN):
             send = _keep(send, settings.sign_in, request.headers.get("referer", ""))
         elif path.endswith(CALLBACK) and "code" in parse_qs(

@@ -8,19 +8,30 @@ and whether somebody signed out, in this tab or in another.
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
 from typing import Any
 from uuid import UUID
 
 import streamlit as st
+from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
 
 from tokenlib.config import SignIn
+from tokenlib.console.process import gate
+from tokenlib.db import statements
 from tokenlib.errors import TokenlibError
+
+log = logging.getLogger("tokenlib")
+
+LOOK_SECONDS = 1.0
+"""How long a sign-out in another process may go unseen."""
 
 _COOKIE = re.compile(r"_streamlit_user(_+\d+)?")
 """The cookie with the identity, and its parts when it is long."""
@@ -73,35 +84,80 @@ class Identity:
     email: str | None = None
 
 
+def _signed_out(session: str) -> bool:
+    """Whether the session was signed out, in whatever process."""
+    rows = gate.tokens().database.rows(statements("system")["signed_out"], {"session": session})
+    return bool(rows)
+
+
 class Sessions:
     """The identities in use in this process, and those that were signed out, until they end.
 
-    Only what was in use is remembered as ended, so that nobody fills the memory with inventions.
+    Of what was signed out in other processes `elsewhere` tells, and is asked once a second at most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Callable[[str], bool] = _signed_out) -> None:
+        self._elsewhere = elsewhere
         self._lock = threading.Lock()
         self._ends: dict[str, float] = {}
         self._ended: set[str] = set()
+        self._asked: dict[str, float] = {}
 
     def holds(self, session: str, end: float, now: float) -> bool:
-        """Whether the session is not signed out; it is known from here on until its end."""
+        """Whether the session is not signed out. Raises what the database raises."""
         with self._lock:
             if session not in self._ends:
                 for old in [key for key, until in self._ends.items() if until <= now]:
                     del self._ends[old]
                     self._ended.discard(old)
+                    self._asked.pop(old, None)
                 self._ends[session] = end
-            return session not in self._ended
-
-    def end(self, session: str | None) -> None:
-        """Sign out in every tab."""
+            if session in self._ended:
+                return False
+            if now - self._asked.get(session, -math.inf) < LOOK_SECONDS:
+                return True
+        if self._elsewhere(session):
+            self.end(session, end)
+            return False
         with self._lock:
-            if session in self._ends:
-                self._ended.add(session)
+            self._asked[session] = now
+        return True
+
+    def end(self, session: str, end: float) -> None:
+        """Sign out in every tab that this process serves."""
+        with self._lock:
+            self._ends.setdefault(session, end)
+            self._ended.add(session)
 
 
 sessions = Sessions()
+
+
+def sign_out(cookies: Mapping[str, str], settings: SignIn) -> None:
+    """End the session of these cookies in every process. A failure to tell the others is logged.
+
+    A cookie that the console did not sign ends nothing, so that nobody fills the table.
+    """
+    session = key(cookies)
+    if session is None or not _genuine(cookies, settings):
+        return
+    life = timedelta(minutes=settings.session_minutes)
+    sessions.end(session, now() + life.total_seconds())
+    try:
+        gate.tokens().database.call(
+            statements("system")["sign_out"], {"session": session, "life": life}, "repeatable"
+        )
+    except TokenlibError as error:
+        log.warning("A sign-out is kept in this process alone: %s", error)
+
+
+def _genuine(cookies: Mapping[str, str], settings: SignIn) -> bool:
+    """Whether Streamlit signed every part of the cookie for this console."""
+    return all(
+        decode_signed_value(settings.cookie_secret, name, text) is not None
+        for name, text in cookies.items()
+        if _COOKIE.fullmatch(name)
+    )
 
 
 def key(cookies: Mapping[str, str]) -> str | None:

@@ -87,7 +87,8 @@ declare
     -- Written by people and by the views of everybody: on the coordinator, with their triggers.
     v_local text[] := array['ai_token_changes', 'ai_token_latencies', 'ai_token_verifications',
         'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
-        'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen'];
+        'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
+        'tokenlib_signed_out'];
     v_table text;
     v_forced boolean;
     v_keys text[];

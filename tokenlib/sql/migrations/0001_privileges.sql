@@ -48,7 +48,8 @@ declare
     v_catalog text[] := array['ai_token_types', 'ai_token_plans', 'ai_token_allowances',
         'ai_token_features', 'ai_token_packs'];
     v_internal text[] := array['ai_token_parameters', 'ai_token_limits', 'ai_token_changes',
-        'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'ai_token_api_keys',
+        'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'tokenlib_signed_out',
+        'ai_token_api_keys',
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
         'ai_token_archived_keys'];
@@ -136,7 +137,8 @@ begin
             'staff_set_mode', 'staff_set_cost', 'staff_set_allowance', 'staff_set_limits',
             'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
             'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
-            'api_write', 'api_charges', 'api_can_use', 'api_balances', 'api_keys', 'api_metrics',
+            'sign_out', 'api_write', 'api_charges', 'api_can_use', 'api_balances', 'api_keys',
+            'api_metrics',
             'clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest', 'microseconds') then
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;

@@ -408,6 +408,12 @@ create table public.ai_token_latencies (
     primary key (operation, measured_at)
 );
 
+-- Sessions of the console that were signed out before their end, each by a digest of its cookie.
+create table public.tokenlib_signed_out (
+    session text primary key,
+    until timestamptz not null
+);
+
 -- One row per verification of everybody's books.
 create table public.ai_token_verifications (
     id uuid primary key default gen_random_uuid(),

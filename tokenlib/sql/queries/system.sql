@@ -25,6 +25,12 @@ select coalesce(current_setting('citus.propagate_set_commands', true) = 'local',
 -- name: whoami
 select user_id, staff_role, organization_id, full_name, email from tokenlib.whoami()
 
+-- name: sign_out
+select tokenlib.sign_out(%(session)s, %(life)s) as done
+
+-- name: signed_out
+select 1 as found from public.tokenlib_signed_out where session = %(session)s
+
 -- name: by_email
 -- Whom an e-mail address means. Only A to Z are folded: to more, a letter that looks like another
 -- would be the other.

@@ -1,0 +1,7 @@
+-- Ends a session of the console in every process, until it would have ended by itself. Twice is once.
+create function tokenlib.sign_out(p_session text, p_life interval) returns void
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+    delete from public.tokenlib_signed_out where until <= tokenlib.clock();
+    insert into public.tokenlib_signed_out (session, until)
+    values (p_session, tokenlib.clock() + p_life) on conflict (session) do nothing;
+$$;
