@@ -135,3 +135,39 @@ def test_a_window_names_every_day_that_it_touches() -> None:
     assert [day.day for day in days] == [19, 20, 21]
     assert window.before.until == window.since
     assert window.before.since == NOW - timedelta(days=4)
+
+
+@pytest.mark.parametrize(
+    ("told", "whole", "half", "part", "less", "price"),
+    [
+        ("en-US", "1,234,567", "1,820.5", "12%", "-3%", "$1,234.50"),
+        ("de-DE", "1.234.567", "1.820,5", "12\N{NO-BREAK SPACE}%", None, "$1.234,50"),
+        ("fr-FR", "1 234 567", "1 820,5", None, None, "$1 234,50"),
+        ("en-IN", "12,34,567", "1,820.5", "12%", "-3%", "$1,234.50"),
+        ("", "1,234,567", "1,820.5", "12%", "-3%", "$1,234.50"),
+        ("no such language", "1,234,567", "1,820.5", "12%", "-3%", "$1,234.50"),
+    ],
+)
+def test_numbers_are_written_as_the_browsers_language_does(
+    monkeypatch: pytest.MonkeyPatch,
+    told: str,
+    whole: str,
+    half: str,
+    part: str | None,
+    less: str | None,
+    price: str,
+) -> None:
+    monkeypatch.setattr(fmt, "_told", lambda: told)
+    narrow = "\N{NARROW NO-BREAK SPACE}"
+    if told == "fr-FR":
+        whole, half, price = (text.replace(" ", narrow) for text in (whole, half, price))
+    assert fmt.number(1_234_567) == whole
+    assert fmt.number(1820.5) == half
+    assert fmt.signed(-1_234_567) == f"-{whole}"
+    assert fmt.count(1_234_567, "token") == f"{whole} tokens"
+    assert fmt.dollars(123_450) == price
+    if part:
+        assert fmt.percent(0.12) == part
+        assert fmt.change(0.12) == f"+{part}"
+    if less:
+        assert fmt.change(-0.03) == less

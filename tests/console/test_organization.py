@@ -212,6 +212,15 @@ def test_the_verdict_says_what_pays(
     assert said in texts(app)
 
 
+@pytest.mark.parametrize(
+    ("language", "said"), [("de-DE", "3.000"), ("fr-FR", "3\N{NARROW NO-BREAK SPACE}000")]
+)
+def test_numbers_in_sentences_are_the_readers(seen: TestDatabase, language: str, said: str) -> None:
+    app = of(HEALTHY, view="Refusals", what="Generate a quest", units="1000", with_limits="false")
+    app.context = {"timezone": "Europe/Rome", "locale": language}
+    assert f"Needs {said} tokens" in texts(app.run())
+
+
 def test_the_verdict_says_that_the_switch_lets_it_through(console: Open, tokens: Tokens) -> None:
     tokens.set_mode("off", actor="on call", reason="a test")
     app = of(EMPTY, view="Refusals", what="Generate a quest")

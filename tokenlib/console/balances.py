@@ -108,7 +108,7 @@ def _cell(wallet: WalletRow | None, context: Context) -> str:
     if standing is fmt.UNLIMITED:
         return f"{standing.mark} unlimited{due}"
     buys = _buys(wallet, context)
-    return f"{standing.mark} {wallet.balance:,} of {wallet.total_allocated:,}{due}{buys}"
+    return f"{standing.mark} {fmt.of(wallet)}{due}{buys}"
 
 
 def _buys(wallet: WalletRow, context: Context) -> str:
@@ -121,7 +121,7 @@ def _buys(wallet: WalletRow, context: Context) -> str:
     if not costs:
         return ""
     least, most = (uses_left(wallet.balance, cost) for cost in (max(costs), min(costs)))
-    uses = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    uses = fmt.number(least) if least == most else f"{fmt.number(least)} to {fmt.number(most)}"
     return f" · {uses} {'use' if least == most == 1 else 'uses'}"
 
 

@@ -100,7 +100,7 @@ def figure(label: str, now: int, before: int, note: str) -> None:
     """A figure beside the one of the time before."""
     change: str | int = 0 if now == before else "new"
     if before and now != before:
-        change = f"{(now - before) / before:+.0%}"
+        change = fmt.change((now - before) / before)
     st.metric(
         label,
         now,

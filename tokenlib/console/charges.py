@@ -14,6 +14,7 @@ import pandas as pd
 import streamlit as st
 
 from tokenlib.console import cards, links, narrowing, tables
+from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.console.narrowing import Narrowed
 from tokenlib.reports import Reports, neutralised
@@ -123,7 +124,7 @@ def table(rows: list[UsageRow], context: Context, click: str, when: tables.Colum
 
 def became(row: UsageRow) -> str:
     """What is special about a charge, in words."""
-    words = [f"{row.waived:,} waived"] if row.waived else []
+    words = [f"{fmt.number(row.waived)} waived"] if row.waived else []
     return ", ".join(words + ["refunded"] * row.refunded).capitalize()
 
 
@@ -190,7 +191,7 @@ def _files(reports: Reports, asked: Asked) -> None:
             icon=":material/download:",
             type="tertiary",
             on_click="ignore",
-            help=f"Every charge of this list, up to {MOST_EXPORTED:,}. Times are in UTC.",
+            help=f"Every charge of this list, up to {fmt.number(MOST_EXPORTED)}. Times are in UTC.",
         )
 
 

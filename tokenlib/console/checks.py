@@ -40,8 +40,8 @@ class Check:
         if not self.rows:
             return "None", ":material/check_circle:", "green"
         if self.grave:
-            return f"{len(self.rows):,} found", ":material/error:", "red"
-        return f"{len(self.rows):,} found", ":material/info:", "yellow"
+            return f"{fmt.number(len(self.rows))} found", ":material/error:", "red"
+        return f"{fmt.number(len(self.rows))} found", ":material/info:", "yellow"
 
 
 def ask(reports: Reports, context: Context) -> list[Check]:

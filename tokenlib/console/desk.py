@@ -26,7 +26,7 @@ def head(desk: Desk) -> None:
     used = (
         "never used" if row.last_used_at is None else f"last use {context.time(row.last_used_at)}"
     )
-    people = "1 person" if row.members == 1 else f"{row.members:,} people"
+    people = fmt.people(row.members)
     st.caption(f"`{row.organization_id}` · {people} · {used}")
     notices.state(row)
 
@@ -106,10 +106,10 @@ def effect(row: ChangeRow, context: Context) -> str:
     """Before and after of a change; of a wallet entry, the tokens and the balance after it."""
     before, after = row.before or {}, row.after or {}
     if "balance_after" in after:
-        change = f"{after['balance_change']:+,}" if after["balance_change"] else "unchanged"
+        change = fmt.signed(after["balance_change"]) if after["balance_change"] else "unchanged"
         return (
             f"{context.token_type(after['token_type'])}: {change},"
-            f" balance {after['balance_after']:,}"
+            f" balance {fmt.number(after['balance_after'])}"
         )
     if row.after is None:
         return f"Taken away: {_list(before, context)}"

@@ -145,7 +145,7 @@ def set_status(desk: Desk) -> None:
         key="status_to",
         format_func=lambda name: cards.STATUS[name][0],
     )
-    people = fmt.count(row.members, "person") if row.members == 1 else f"{row.members:,} people"
+    people = fmt.people(row.members)
     with st.container(border=True, gap="small"):
         st.markdown("**What it changes**")
         if status == "active":

@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from tokenlib.console import actions, address, exporting, tables
+from tokenlib.console import format as fmt
 from tokenlib.console.actions import Desk
 from tokenlib.domain import plain
 from tokenlib.reports.asking import MAX_ROWS
@@ -87,7 +88,7 @@ def draw(desk: Desk) -> None:
                 mime="text/csv",
                 icon=":material/download:",
                 on_click="ignore",
-                help=f"What the filters leave, up to {MAX_ROWS:,} entries, times in UTC.",
+                help=f"What the filters leave, up to {fmt.number(MAX_ROWS)} entries, times in UTC.",
             )
 
 

@@ -1,4 +1,8 @@
-"""Figures and times as people read them. Nothing here draws or asks."""
+"""Figures and times as people read them. Nothing here draws or asks the database.
+
+Numbers are written as the reader's browser does, as in the tables. Days stand as 9 Dec 2026: with
+a word for the month they are read alike everywhere.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from decimal import Decimal
+from functools import cache
 from typing import Literal, Protocol
+
+import streamlit as st
+from babel import Locale, UnknownLocaleError
+from babel.numbers import format_decimal, format_percent
 
 from tokenlib.domain import Catalog, level, uses_left
 
@@ -85,7 +95,7 @@ class Context:
                 return "tomorrow"
             case -1:
                 return "yesterday"
-        return f"in {apart:,} days" if apart > 0 else f"{-apart:,} days ago"
+        return f"in {number(apart)} days" if apart > 0 else f"{number(-apart)} days ago"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +130,38 @@ def minute(moment: datetime, zone: tzinfo) -> str:
     return f"{local.day} {local:%b %Y, %H:%M}"
 
 
-def number(amount: int) -> str:
-    """A whole number with thousands separated: 1,820."""
-    return f"{amount:,}"
+def number(amount: int | Decimal | float) -> str:
+    """A number the reader's way: 1,820; in German 1.820."""
+    return format_decimal(amount, locale=_language(_told()), decimal_quantization=False)
+
+
+def signed(amount: int) -> str:
+    """A number that is added or taken away: +1,820, -3."""
+    return f"{'-' if amount < 0 else '+'}{number(abs(amount))}"
+
+
+def percent(share: float) -> str:
+    """A part of the whole, from 0 to 1: 12%; in German 12 %."""
+    return format_percent(share, locale=_language(_told()))
+
+
+def change(share: float) -> str:
+    """How much more or less: +12%, -3%."""
+    return f"{'-' if share < 0 else '+'}{percent(abs(share))}"
+
+
+def _told() -> str:
+    """The language that the browser tells; none outside of a page."""
+    return st.context.locale or ""
+
+
+@cache
+def _language(told: str) -> Locale:
+    """How numbers are written there. In English where that is not known."""
+    try:
+        return Locale.parse(told, sep="-")
+    except (ValueError, TypeError, UnknownLocaleError):
+        return Locale("en")
 
 
 def plain(text: str) -> str:
@@ -135,13 +174,20 @@ def plain(text: str) -> str:
 
 def count(amount: int, noun: str) -> str:
     """An amount and its noun: 1 use, 2 uses."""
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
+    return f"{number(amount)} {noun}" if amount == 1 else f"{number(amount)} {noun}s"
+
+
+def people(amount: int) -> str:
+    """How many persons: 1 person, 12 people."""
+    return "1 person" if amount == 1 else f"{number(amount)} people"
 
 
 def dollars(cents: int) -> str:
     """Cents as dollars: $149, $1,234.50."""
     whole, rest = divmod(cents, 100)
-    return f"${whole:,}.{rest:02}" if rest else f"${whole:,}"
+    if not rest:
+        return f"${number(whole)}"
+    return f"${format_decimal(Decimal(cents) / 100, '#,##0.00', locale=_language(_told()))}"
 
 
 def balance(wallet: Wallet) -> str:
@@ -150,7 +196,12 @@ def balance(wallet: Wallet) -> str:
         return "Unlimited"
     if wallet.total_allocated == 0:
         return ABSENT.word
-    return f"{wallet.balance:,} of {wallet.total_allocated:,}"
+    return of(wallet)
+
+
+def of(wallet: Wallet) -> str:
+    """The same for any wallet, also one without a limit."""
+    return f"{number(wallet.balance)} of {number(wallet.total_allocated)}"
 
 
 def uses(wallet: Wallet, catalog: Catalog) -> list[str]:

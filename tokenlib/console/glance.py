@@ -79,7 +79,7 @@ def figures(found: Overview, window: Window) -> None:
             f"${cost / 100:,.0f}",
             f"What these tokens cost to serve. {before}",
         )
-    share = f"{cost / revenue:.0%}" if revenue else "—"
+    share = fmt.percent(cost / revenue) if revenue else "—"
     st.caption(
         f"The estimated AI cost is {share} of what the plans bring in over this time at present"
         rf" prices, \${revenue / 100:,.0f}."
@@ -160,7 +160,7 @@ def _link(icon: str, color: Color, words: str, page: str, query: dict[str, str])
 
 def _many(count: int, noun: str) -> str:
     many = {"person": "people", "refresh": "refreshes"}.get(noun, f"{noun}s")
-    return f"{count:,} {noun if count == 1 else many}"
+    return f"{fmt.number(count)} {noun if count == 1 else many}"
 
 
 def _named(row: Any) -> str:
@@ -201,7 +201,9 @@ def run_outs(found: Movers, context: Context) -> None:
         return
     data = tables.frame(rows, ["name"], context)
     data["out"] = ["is empty" if row.balance <= 0 else context.days(row.run_out_at) for row in rows]
-    data["left"] = [f"{row.balance:,} {context.token_type(row.token_type)}" for row in rows]
+    data["left"] = [
+        f"{fmt.number(row.balance)} {context.token_type(row.token_type)}" for row in rows
+    ]
     columns = {
         "name": links.column("run_outs"),
         "out": st.column_config.TextColumn("Runs out", width=80),
@@ -279,4 +281,4 @@ def _change(figure: Figure, points: bool) -> str | int:
         return f"{moved:+.1f} points" if abs(moved) >= 0.05 else 0
     if figure.change is None:
         return "new" if figure.value else 0
-    return f"{figure.change:+.0%}" if abs(figure.change) >= 0.005 else 0
+    return fmt.change(figure.change) if abs(figure.change) >= 0.005 else 0

@@ -48,7 +48,7 @@ def figures(rows: Sequence[Spender], total: int, before: int, window: Window) ->
         )
         st.metric(
             f"Share of the top {len(rows)}",
-            f"{sum(row.share for row in rows):.0%}",
+            fmt.percent(sum(row.share for row in rows)),
             border=True,
             height="stretch",
             help="Of all tokens charged in this time.",
@@ -115,7 +115,8 @@ def ranking(rows: Sequence[Spender], who: Who, window: Window, context: Context)
         frame,
         name,
         f"{getattr(first, name)} spent most tokens {window.phrase}:"
-        f" {fmt.number(first.tokens)}, {first.share:.0%} of all. The table has the figures.",
+        f" {fmt.number(first.tokens)}, {fmt.percent(first.share)} of all. The table has the"
+        " figures.",
     )
 
 

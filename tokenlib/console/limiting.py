@@ -71,7 +71,7 @@ def _parameters(here: Office) -> None:
             fmt.count(found.top_up_block, "token"),
             "Added when it runs out, with an entry",
         ),
-        ("Cost of a token", f"{found.token_cost_cents:f} cents", "For estimated cost and margin"),
+        ("Cost of a token", _cents(found.token_cost_cents), "For estimated cost and margin"),
         ("Period", f"{found.period.days} days", "Fixed"),
         ("Levels of a balance", "50 % and 20 %", "Fixed: green above, yellow between, red below"),
         ("Near the limit", "80 % and 100 % used", "Fixed: the lists of Overview"),
@@ -186,8 +186,8 @@ def parameters(here: Office) -> None:
             ("Top-up", office.said(found.top_up_block), office.said(block)),
             (
                 "Cost of a token",
-                f"{found.token_cost_cents.normalize():f} cents",
-                f"{price:f} cents",
+                _cents(found.token_cost_cents),
+                _cents(price),
             ),
         ]
     )
@@ -213,5 +213,9 @@ def _number(value: int | Decimal | None) -> int | float | None:
     return int(value) if value == int(value) else float(value)
 
 
+def _cents(price: Decimal) -> str:
+    return f"{fmt.number(price)} {'cent' if price == 1 else 'cents'}"
+
+
 def _minutes(life: timedelta) -> str:
-    return f"{life.total_seconds() / 60:g} minutes"
+    return f"{fmt.number(life.total_seconds() / 60)} minutes"

@@ -121,7 +121,7 @@ def _people(organization_id: UUID, members: Mapping[UUID, str]) -> None:
                 args=(organization_id, user_id),
             )
         if len(members) > _PEOPLE:
-            st.caption(f"Those who used most of {len(members):,}.")
+            st.caption(f"Those who used most of {fmt.number(len(members))}.")
 
 
 def _chip(name: str, *parameters: str) -> None:

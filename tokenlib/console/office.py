@@ -83,4 +83,4 @@ def limit(
 
 def said(value: int | float | None, none: str = "No limit") -> str:
     """A number as it reads in a table, None in words."""
-    return none if value is None else fmt.number(value) if isinstance(value, int) else f"{value:g}"
+    return none if value is None else fmt.number(value)

@@ -98,7 +98,7 @@ def effect(preview: CostPreview, context: Context) -> None:
         change = (preview.new_tokens - preview.tokens) / preview.tokens if preview.tokens else 0
         st.markdown(
             f"{fmt.number(preview.tokens)} → **{fmt.count(preview.new_tokens, 'token')}**"
-            f" ({change:+.0%}) in {fmt.count(len(preview.organizations), 'organization')};"
+            f" ({fmt.change(change)}) in {fmt.count(len(preview.organizations), 'organization')};"
             f" **{fmt.number(len(preview.run_outs))}** of them would have run out."
         )
         found = preview.run_outs or preview.organizations

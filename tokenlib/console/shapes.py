@@ -12,6 +12,7 @@ from typing import Protocol
 
 import pandas as pd
 
+from tokenlib.console import format as fmt
 from tokenlib.console.ranges import Step, Window, end
 
 
@@ -125,7 +126,7 @@ def change(now: float, before: float) -> str:
     if not before:
         return "new" if now else "= 0 %"
     percent = round((now - before) / before * 100)
-    return f"{'▲' if percent > 0 else '▼' if percent < 0 else '='} {abs(percent):,} %"
+    return f"{'▲' if percent > 0 else '▼' if percent < 0 else '='} {fmt.number(abs(percent))} %"
 
 
 def name(start: datetime, step: Step, window: Window, zone: tzinfo) -> str:

@@ -68,7 +68,9 @@ def tell(story: Story, context: Context) -> None:
     """The story as a table that adds up, and one sentence of what comes next."""
     lines = [_opening(story, context), *(_line(line, context) for line in story.lines)]
     if story.held:
-        lines.append((f"Held by {fmt.count(story.holds, 'request')} that run", f"{-story.held:+,}"))
+        lines.append(
+            (f"Held by {fmt.count(story.holds, 'request')} that run", fmt.signed(-story.held))
+        )
     verb = "stood" if story.at < context.now else "stands"
     lines.append((f"**The balance {verb} at**", f"**{fmt.number(story.balance)}**"))
     st.table(
@@ -94,11 +96,13 @@ def _line(line: StoryLine, context: Context) -> tuple[str, str]:
     words = _WORDS.get(line.kind, tables.word(line.kind)).format(detail=fmt.plain(detail))
     times = f" ({fmt.number(line.count)} times)" if line.count > 1 else ""
     waived = f", {fmt.number(line.waived)} waived by the switch" if line.waived else ""
-    return f"{words}{times}{waived}", f"{line.tokens:+,}"
+    return f"{words}{times}{waived}", fmt.signed(line.tokens)
 
 
 def _ending(story: Story, context: Context) -> list[str]:
-    words = [f"Used in this period: {fmt.count(story.used, 'token')} of {story.allocated:,}."]
+    words = [
+        f"Used in this period: {fmt.count(story.used, 'token')} of {fmt.number(story.allocated)}."
+    ]
     if story.unlimited:
         words = [f"No limit. Used in this period: {fmt.count(story.used, 'token')}."]
     if story.token_type == fmt.PACKS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from decimal import Decimal
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -124,8 +125,8 @@ def _chosen(present: Limits) -> Limits:
     return Limits(**values)
 
 
-def _said(value: object) -> str:
-    return "no limit" if value is None else f"{value:,}"
+def _said(value: Any) -> str:
+    return "no limit" if value is None else fmt.number(value)
 
 
 def _changed(row: ChangeRow) -> str:

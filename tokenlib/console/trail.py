@@ -12,6 +12,7 @@ import pandas as pd
 import streamlit as st
 
 from tokenlib.console import address, desk, exporting, links, tables
+from tokenlib.console import format as fmt
 from tokenlib.console.office import Office
 from tokenlib.reports.asking import MAX_ROWS
 from tokenlib.reports.settings import ChangeRow
@@ -97,7 +98,7 @@ def draw(here: Office) -> None:
             mime="text/csv",
             icon=":material/download:",
             on_click="ignore",
-            help=f"What the filters leave, up to {MAX_ROWS:,} changes.",
+            help=f"What the filters leave, up to {fmt.number(MAX_ROWS)} changes.",
         )
 
 
