@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -47,12 +48,19 @@ def test_a_low_balance_is_a_warning_with_the_way_out(console: Open, tokens: Toke
     assert "upgrade the plan, or buy a pack" in warning.value
 
 
-def test_it_says_what_runs_out_before_the_refresh(console: Open, tokens: Tokens) -> None:
+def test_it_says_what_runs_out_before_the_refresh(
+    console: Open, tokens: Tokens, token_clock: TestClock
+) -> None:
     said = texts(console(PAGE, "member"))
     assert "At the pace of the last 7 days: nothing runs out before its refresh" in said
     for _ in range(2):
         tokens.deduct_tokens(ORGANIZATION, HEALTHY.colleague_id, "generate_goal")
-    assert "Goal generation runs out in 16 days, its refresh" in texts(console(PAGE, "member"))
+    # 14 are left, at 6 in 7 days: 16 or 17 dates away, as the clock stands.
+    rome, now = ZoneInfo("Europe/Rome"), token_clock.now()
+    end = (now + timedelta(days=7 * 14 / 6)).astimezone(rome).date()
+    days = (end - now.astimezone(rome).date()).days
+    said = texts(console(PAGE, "member"))
+    assert f"Goal generation runs out in {days} days, its refresh" in said
     for _ in range(25):
         tokens.deduct_tokens(ORGANIZATION, HEALTHY.colleague_id, "analyze_efficiency")
     assert "General is empty, its refresh is in 30 days" in texts(console(PAGE, "member"))
