@@ -158,3 +158,39 @@ def test_figures_for_prometheus(api: Api, world: World, tokens: Tokens) -> None:
         assert "# TYPE tokenlib_holds gauge" in lines
     assert api.get("/metrics", world.keys["read"]).status_code == 403
     assert api.get("/metrics", world.member).status_code == 403
+
+
+def test_requests_are_counted_by_route_and_status(api: Api, world: World) -> None:
+    """By templates alone: who asks for a thousand paths adds no line."""
+    for _ in range(3):
+        api.get(f"{world.path}/balances", world.keys["read"])
+    body = {"feature": "generate_goal", "userId": str(world.user)}
+    api.post(f"{world.path}/charges", world.keys["own"], **body)
+    for path in (f"/{number}" for number in range(20)):
+        assert api.get(path, {}).status_code == 404
+    text = api.get("/metrics", world.keys["metrics"]).text
+
+    def said(kind: str, method: str, route: str, status: int, more: str = "") -> float:
+        start = f"tokenlib_api_request_duration_seconds_{kind}"
+        labels = f'{{method="{method}",route="{route}",status="{status}",process="'
+        [line] = [
+            each for each in text.splitlines() if each.startswith(start + labels) and more in each
+        ]
+        return float(line.rpartition(" ")[2])
+
+    balances = "/v1/organizations/{organizationId}/balances"
+    charges = "/v1/organizations/{organizationId}/charges"
+    assert said("count", "GET", balances, 200) == 3
+    assert said("bucket", "GET", balances, 200, 'le="+Inf"') == 3
+    assert said("sum", "GET", balances, 200) > 0
+    assert said("count", "POST", charges, 201) == 1
+    assert said("count", "GET", "none", 404) == 20
+    assert str(world.organization) not in text
+    rising = [
+        float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if line.startswith("tokenlib_api_request_duration_seconds_bucket")
+        and f'route="{balances}"' in line
+    ]
+    assert rising == sorted(rising)
+    assert len(rising) == 11

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from tokenlib.api import errors, openapi
 from tokenlib.api.auth import Authentication
+from tokenlib.api.counts import Requests
 from tokenlib.api.guard import Guard
 from tokenlib.api.quick import Quick
 from tokenlib.api.routes import keys, operating, reading, spending, staff, tokens
@@ -55,5 +56,6 @@ def create_app(get_tokens: Callable[[], Tokens], settings: Settings) -> FastAPI:
         authentication=api.state.authentication,
         routes=api.routes,
     )
-    api.add_middleware(Guard, places=settings.api_places)
+    api.state.requests = Requests()
+    api.add_middleware(Guard, places=settings.api_places, requests=api.state.requests)
     return api

@@ -18,6 +18,7 @@ from fastapi import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tokenlib.api.counts import Requests
 from tokenlib.api.errors import BUSY, failed, problem, request_id
 from tokenlib.latency import pace
 
@@ -53,8 +54,11 @@ class Guard:
 
     log = logging.getLogger("tokenlib.api")
 
-    def __init__(self, app: ASGIApp, places: int, body_seconds: float = BODY_SECONDS) -> None:
+    def __init__(
+        self, app: ASGIApp, places: int, requests: Requests, body_seconds: float = BODY_SECONDS
+    ) -> None:
         self._app = app
+        self._requests = requests
         self._places = places
         self._body_seconds = body_seconds
         self._taken = 0
@@ -127,11 +131,14 @@ class Guard:
 
     def _say(self, scope: Scope, name: str, status: int, seconds: float) -> None:
         caller = scope.get("state", {}).get("caller")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        route = getattr(scope.get("route"), "path", None)
+        self._requests.add(method, route, status or 499, seconds)
         line = {
             "event": "request",
             "requestId": name,
-            "method": scope["method"] if scope["method"] in _METHODS else "other",
-            "route": getattr(scope.get("route"), "path", None),
+            "method": method,
+            "route": route,
             "status": status or 499,
             "milliseconds": round(seconds * 1000, 1),
             "caller": caller and f"{caller.kind} {caller.id}",

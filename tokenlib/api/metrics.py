@@ -1,13 +1,14 @@
 """The figures of `/metrics` in Prometheus' text format.
 
-They come from the database, so every process of a server says the same; a client library would
-count within one process. There are a dozen, so the format is written here.
+Those of the books come from the database, so every process of a server says the same. Requests are
+counted by each process, which names itself. There are a dozen, so the format is written here.
 """
 
 from __future__ import annotations
 
 from itertools import groupby
 
+from tokenlib.api.counts import Requests
 from tokenlib.api.door import Reading
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,7 +28,7 @@ _HELP = {
 }
 
 
-def text(read: Reading) -> str:
+def text(read: Reading, requests: Requests) -> str:
     """Every figure, each with its help and type. Raises PermissionDenied."""
     rows = sorted(read.ask("metrics"), key=lambda row: (row["name"], row["label_value"] or ""))
     lines = []
@@ -37,7 +38,7 @@ def text(read: Reading) -> str:
             f"tokenlib_{name}{_label(row['label'], row['label_value'])} {row['value']:g}"
             for row in figures
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *requests.lines()]) + "\n"
 
 
 def _label(label: str | None, value: str | None) -> str:

@@ -43,9 +43,10 @@ def ready(request: Request, response: Response) -> s.Health:
     response_class=PlainTextResponse,
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text format."}},
 )
-def prometheus(read: Read) -> PlainTextResponse:
+def prometheus(read: Read, request: Request) -> PlainTextResponse:
     """Figures for Prometheus. The permission is its own: the scope `metrics` of a key, or staff."""
-    return PlainTextResponse(metrics.text(read), media_type=metrics.CONTENT_TYPE)
+    text = metrics.text(read, request.app.state.requests)
+    return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
 
 
 @router.get("/openapi.json", openapi_extra=door("nobody"), include_in_schema=False)
