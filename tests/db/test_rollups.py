@@ -106,7 +106,7 @@ class History:
         return min(max(at, since), until - timedelta(microseconds=1))
 
 
-@pytest.fixture(params=range(4))
+@pytest.fixture(params=range(3))
 def chance(request: pytest.FixtureRequest) -> Random:
     return Random(request.param)
 
@@ -134,7 +134,7 @@ def windows(chance: Random) -> Iterator[tuple[datetime, datetime]]:
     for days in (1, 7, 30, 90):
         yield NOW - days * DAY, NOW
         yield NOW - 2 * days * DAY, NOW - days * DAY
-    for _ in range(4):
+    for _ in range(3):
         first, last = sorted(chance.random() * 125 for _ in range(2))
         yield NOW - last * DAY, NOW - first * DAY
     day = NOW.replace(hour=0, minute=0, second=0, microsecond=0)

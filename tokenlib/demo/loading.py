@@ -137,6 +137,7 @@ def load_rows(
             finish,
             progress,
         )
+        tokens.close_usage(anew=True)
         counts = first(connection, named["counts"])
         return DemoSummary(True, **counts, seconds=time.monotonic() - started)
 

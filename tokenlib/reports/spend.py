@@ -106,7 +106,7 @@ class SpendReports(Asking):
         days = (until - since) / _DAY
         rows = self._ask(
             "spend",
-            "spenders",
+            f"spenders{self._closed}",
             **bounds,
             before=since - (until - since),
             by_user=by == "user",

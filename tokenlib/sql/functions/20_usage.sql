@@ -100,7 +100,7 @@ begin
 end
 $$;
 
--- By hour, day or week of a time zone. A bar begins where the name of the bar changes, which is not
+-- By hour, day or week of a time zone, or by "24 hours" from p_since on. A bar begins where the name of the bar changes, which is not
 -- always where its calendar says: some zones set the clock at midnight.
 create function tokenlib.usage_bars(
     p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid
@@ -119,14 +119,16 @@ begin
         cross join lateral tokenlib.usage_between(b.since, b.until, p_organization) as u;
     else
         return query
-        select date_trunc(p_bucket, l.created_at, p_zone), l.feature_used, l.token_type, count(*),
+        select case p_bucket when '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type, count(*),
             sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
         where l.created_at >= p_since and l.created_at < p_until
             and (p_organization is null or l.organization_id = p_organization)
         group by 1, 2, 3
         union all
-        select date_trunc(p_bucket, e.created_at, p_zone), coalesce(e.data ->> 'feature', ''),
+        select case p_bucket when '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
         where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
@@ -139,7 +141,7 @@ $$;
 create function tokenlib.bars(
     p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text
 ) returns table (start timestamptz, since timestamptz, until timestamptz)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
     with points as (
         select p_since as at
         union all
@@ -147,13 +149,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         select q from generate_series(date_bin('15 minutes', p_since, '2000-01-01 00:00Z'),
             p_until, interval '15 minutes') as q where p_bucket = 'hour'
         union all
+        select b from generate_series(p_since, p_until, interval '24 hours') as b
+        where p_bucket = '24 hours'
+        union all
         select d at time zone p_zone - back
         from generate_series(date_trunc('day', p_since at time zone p_zone),
             p_until at time zone p_zone + interval '1 day', interval '1 day') as d
         cross join (values (interval '0'), (interval '1 hour')) as b (back)
-        where p_bucket <> 'hour'
+        where p_bucket in ('day', 'week')
     ), named as (
-        select date_trunc(p_bucket, at, p_zone) as start, min(at) as since
+        select case p_bucket when '24 hours' then at else date_trunc(p_bucket, at, p_zone) end
+                as start, min(at) as since
         from points where at >= p_since and at < p_until
         group by 1
     )

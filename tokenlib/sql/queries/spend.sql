@@ -50,6 +50,61 @@ left join public.organizations o on o.id = t.organization_id
 left join public.user_profiles u on u.id = t.user_id
 order by t.rank
 
+-- name: spenders_closed
+-- The same for staff and the service, from the rollups. Those of a user are few: they are read.
+with top as (
+    select t.*, coalesce(t.tokens / nullif(t.whole, 0), 0)::float8 as share,
+        row_number() over (order by t.tokens desc, t.uses desc, t.organization_id, t.user_id)
+            as rank
+    from tokenlib.top_usage(%(since)s, %(until)s, %(by_user)s, %(limit)s, %(organization_id)s) as t
+), past as (
+    select t.rank, b.day, b.tokens, b.before
+    from top t
+    cross join lateral (
+        select (extract(epoch from b.start - %(since)s::timestamptz) / 86400)::integer as day,
+            sum(b.tokens) as tokens, null::numeric as before
+        from tokenlib.usage_bars(%(since)s::timestamptz - interval '672 hours', %(until)s,
+            '24 hours', 'UTC', t.organization_id) as b
+        where not %(by_user)s::boolean
+        group by b.start
+        union all
+        select null, null, sum(b.tokens)
+        from tokenlib.usage_between(%(before)s, %(since)s, t.organization_id) as b
+        where not %(by_user)s::boolean
+        union all
+        select floor(extract(epoch from l.created_at - %(since)s::timestamptz) / 86400)::integer,
+            sum(l.tokens_deducted),
+            sum(l.tokens_deducted) filter (where l.created_at >= %(before)s::timestamptz
+                and l.created_at < %(since)s::timestamptz)
+        from public.ai_token_usage_log l
+        where %(by_user)s::boolean and l.organization_id = t.organization_id
+            and (l.user_id = t.user_id or (t.user_id is null and l.user_id is null))
+            and l.created_at < %(until)s::timestamptz
+            and l.created_at >= least(%(before)s::timestamptz,
+                %(since)s::timestamptz - interval '672 hours')
+        group by 1
+    ) as b
+)
+select t.organization_id, coalesce(o.name, t.organization_id::text) as organization, o.plan,
+    t.user_id, case when %(by_user)s::boolean
+        then coalesce(u.full_name, u.email, t.user_id::text, 'unknown') end as user,
+    t.uses as calls, t.tokens, r.refunded, t.share,
+    coalesce((select sum(p.before) from past p where p.rank = t.rank), 0)::bigint as before,
+    array(select coalesce(p.tokens, 0)::bigint
+        from generate_series(-28, %(last_day)s::integer) as d (day)
+        left join past p on p.rank = t.rank and p.day = d.day
+        order by d.day) as daily
+from top t
+cross join lateral (
+    select coalesce(sum(balance_change), 0)::bigint as refunded from public.ai_token_events
+    where organization_id = t.organization_id and kind = 'refund'
+        and created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+        and (not %(by_user)s::boolean
+            or data ->> 'user_id' is not distinct from t.user_id::text)) as r
+left join public.organizations o on o.id = t.organization_id
+left join public.user_profiles u on u.id = t.user_id
+order by t.rank
+
 -- name: abuse
 -- Rolling hours and minutes that end at each request: what the gate's limits count.
 with requests as (
