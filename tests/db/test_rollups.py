@@ -45,6 +45,9 @@ QUESTIONS: dict[str, Question] = {
     "usage_series by hour": lambda r, s, u, z: r.usage_series(
         max(s, u - 3 * DAY), u, "feature", "hour", z
     ),
+    "usage_series by organization": lambda r, s, u, z: r.usage_series(
+        s, u, "organization", "day", z, 3
+    ),
     "spenders": lambda r, s, u, z: r.spenders(s, u, "organization", 5),
     "spenders, users": lambda r, s, u, z: r.spenders(s, u, "user", 5),
     "overview": lambda r, s, u, z: r.overview(s, u, z),

@@ -101,11 +101,17 @@ class SeriesReports(Asking):
             raise InvalidInput("by", "must be feature, plan, organization, user or all")
         if bucket not in ("hour", "day", "week"):
             raise InvalidInput("bucket", "must be hour, day or week")
-        closed = self._closed if by in ("feature", "all") and not (user_id or plan) else ""
+        # The rollups know neither plans nor users, and of an organization no feature.
+        question = "series"
+        if self._closed and not (user_id or plan):
+            if by in ("feature", "all"):
+                question = "series_closed"
+            elif by == "organization" and not (organization_id or feature):
+                question = "organizations_closed"
         with self._in_zone(timezone) as ask:
             rows = ask(
                 "series",
-                f"series{closed}",
+                question,
                 **window(since, until),
                 by=by,
                 bucket=bucket,

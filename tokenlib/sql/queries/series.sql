@@ -86,6 +86,56 @@ select m.start, m.key, case when m.key is null then 'Other' when m.key = '' then
 from merged m
 order by m.start, m.rank
 
+-- name: organizations_closed
+-- For staff and the service, by organization: the first ones from the rollups, the others as what
+-- everybody used less these.
+with used as materialized (
+    select organization_id, row_number() over (order by tokens desc, uses desc, organization_id)
+            as rank
+    from tokenlib.top_usage(%(since)s, %(until)s, false, %(top)s, null)
+), top as (
+    select * from used
+    union all
+    -- Where few were charged, who only got something back has a part, too.
+    select organization_id, (select count(*) from used) + row_number() over (order by
+        organization_id)
+    from (
+        select distinct organization_id from public.ai_token_events
+        where kind = 'refund' and (select count(*) from used) < %(top)s::bigint
+            and created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+            and organization_id not in (select organization_id from used)
+        order by organization_id limit %(top)s::bigint - least(%(top)s::bigint,
+            (select count(*) from used))) as given_back
+), figures as materialized (
+    select b.start, t.organization_id, t.rank, sum(b.uses)::bigint as uses,
+        sum(b.tokens)::bigint as tokens, sum(b.refunded)::bigint as refunded
+    from top t
+    cross join lateral tokenlib.usage_bars(%(since)s, %(until)s, %(bucket)s, %(timezone)s,
+        t.organization_id) as b
+    group by 1, 2, 3
+    union all
+    select start, null, %(top)s::bigint + 1, sum(uses)::bigint, sum(tokens)::bigint,
+        sum(refunded)::bigint
+    from tokenlib.usage_bars(%(since)s, %(until)s, %(bucket)s, %(timezone)s, null)
+    group by 1
+), bars as (
+    select start, organization_id, rank, uses, tokens, refunded from figures
+    where organization_id is not null
+    union all
+    select start, null, %(top)s::bigint + 1,
+        sum(case when organization_id is null then uses else -uses end)::bigint,
+        sum(case when organization_id is null then tokens else -tokens end)::bigint,
+        sum(case when organization_id is null then refunded else -refunded end)::bigint
+    from figures group by start
+)
+select b.start, b.organization_id::text as key,
+    case when b.organization_id is null then 'Other' else o.name end as label, b.uses, b.tokens,
+    b.refunded
+from bars b
+left join public.organizations o on o.id = b.organization_id
+where b.uses > 0 or b.refunded > 0
+order by b.start, b.rank
+
 -- name: totals
 select c.uses, c.tokens, c.waived, r.refunded, c.tokens - r.refunded as net
 from (
