@@ -46,5 +46,6 @@ class RollupVerbs(CatalogVerbs):
     def _usage(self, step: str, params: Mapping[str, Any] | None = None) -> Row:
         # Not `call`, which gives up when a charge would: a day of the past may take longer.
         with self.database.transaction() as connection:
+            connection.exec_driver_sql(statements("rollups")["patience"])
             found = connection.exec_driver_sql(statements("rollups")[step], dict(params or {}))
             return dict(found.mappings().one())

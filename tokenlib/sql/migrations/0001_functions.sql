@@ -3099,29 +3099,57 @@ begin
 end
 $$;
 
--- Moves the ends of each window: what enters is added, what leaves is taken off. p_from null: what
--- lies in them at p_to, counted anew.
+-- What lies in each window at p_to, counted anew in one reading of the longest.
+create function tokenlib.make_windows(p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    delete from public.ai_token_usage_windows;
+    with used as (
+        select organization_id,
+            coalesce(user_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff') as user_id,
+            count(*) filter (where created_at >= p_to - interval '24 hours') as uses_1,
+            count(*) filter (where created_at >= p_to - interval '168 hours') as uses_7,
+            count(*) filter (where created_at >= p_to - interval '720 hours') as uses_30,
+            count(*) as uses_90,
+            sum(tokens_deducted) filter (where created_at >= p_to - interval '24 hours')
+                as tokens_1,
+            sum(tokens_deducted) filter (where created_at >= p_to - interval '168 hours')
+                as tokens_7,
+            sum(tokens_deducted) filter (where created_at >= p_to - interval '720 hours')
+                as tokens_30,
+            sum(tokens_deducted) as tokens_90
+        from public.ai_token_usage_log
+        where created_at >= p_to - interval '2160 hours' and created_at < p_to
+        group by 1, 2
+    ), each as (
+        select u.organization_id, u.user_id, d.days, d.uses, d.tokens
+        from used u
+        cross join lateral (values (1, u.uses_1, u.tokens_1), (7, u.uses_7, u.tokens_7),
+            (30, u.uses_30, u.tokens_30), (90, u.uses_90, u.tokens_90)) as d (days, uses, tokens)
+        where d.uses > 0
+    )
+    insert into public.ai_token_usage_windows (organization_id, user_id, days, uses, tokens)
+    select organization_id, user_id, days, uses, tokens from each
+    union all
+    select organization_id, '00000000-0000-0000-0000-000000000000', days, sum(uses), sum(tokens)
+    from each
+    group by organization_id, days
+$$;
+
+-- Moves the ends of each window: what enters is added, what leaves is taken off.
 create function tokenlib.fold_windows(p_from timestamptz, p_to timestamptz) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
-    delete from public.ai_token_usage_windows where p_from is null;
     insert into public.ai_token_usage_windows as w (organization_id, user_id, days, uses, tokens)
     select organization_id, coalesce(user_id, '00000000-0000-0000-0000-000000000000'), days,
         sum(uses), sum(tokens)
     from (
         select l.organization_id,
             coalesce(l.user_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff') as user_id, d.days,
-            d.sign * count(*) as uses, d.sign * sum(l.tokens_deducted) as tokens
-        from (
-            select n as days, 1 as sign,
-                coalesce(p_from, p_to - n * interval '24 hours') as since, p_to as until
-            from unnest(array[1, 7, 30, 90]) as n
-            union all
-            select n, -1, p_from - n * interval '24 hours', p_to - n * interval '24 hours'
-            from unnest(array[1, 7, 30, 90]) as n
-            where p_from is not null
-        ) as d
-        join public.ai_token_usage_log l on l.created_at >= d.since and l.created_at < d.until
-        group by l.organization_id, l.user_id, d.days, d.sign
+            s.sign * count(*) as uses, s.sign * sum(l.tokens_deducted) as tokens
+        from unnest(array[1, 7, 30, 90]) as d (days)
+        cross join lateral (values (1, p_from, p_to), (-1, p_from - d.days * interval '24 hours',
+            p_to - d.days * interval '24 hours')) as s (sign, since, until)
+        join public.ai_token_usage_log l on l.created_at >= s.since and l.created_at < s.until
+        group by l.organization_id, l.user_id, d.days, s.sign
     ) as moved
     group by grouping sets ((organization_id, user_id, days), (organization_id, days))
     on conflict (organization_id, user_id, days) do update
@@ -3219,7 +3247,7 @@ begin
             perform tokenlib.fold_windows(v_from, c.closed_to);
             c.windows_to := c.closed_to;
         elsif not behind then
-            perform tokenlib.fold_windows(null, c.closed_to);
+            perform tokenlib.make_windows(c.closed_to);
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then

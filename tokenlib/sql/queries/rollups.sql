@@ -1,5 +1,8 @@
 -- The rollups as a whole: closing, forgetting, comparing them with the log.
 
+-- name: patience
+set local statement_timeout = 0
+
 -- name: close
 select * from tokenlib.close_usage(%(most)s)
 
