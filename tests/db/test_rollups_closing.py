@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from random import Random
 from uuid import UUID
 
 import psycopg
@@ -106,3 +110,63 @@ def test_a_charge_has_its_transaction_id_before_it_reads_the_clock(
     tokens.deduct_tokens(*pro, "generate_insight", idempotency_key="a key")
     with pytest.raises(Exception, match="no id yet"):
         tokens.get_all_token_balances(pro[0])
+
+
+WRITERS, ROUNDS = 12, 60
+COMPARED = """
+select (select coalesce(sum(uses), 0) from tokenlib.usage_between(%(since)s, %(until)s, null)),
+    (select coalesce(sum(tokens), 0) from tokenlib.usage_between(%(since)s, %(until)s, null)),
+    tokenlib.active_between(%(since)s, %(until)s)
+union all
+select count(*), coalesce(sum(tokens_deducted), 0), count(distinct organization_id)
+from ai_token_usage_log where created_at >= %(since)s and created_at < %(until)s
+"""
+
+
+def test_windows_are_right_while_twelve_write_and_one_closes(
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    tokens: Tokens,
+    noon: datetime,
+    join: Callable[[str], Person],
+) -> None:
+    """Each charge is one of five of its transaction, so commits come late; time passes fast."""
+    people = [join("enterprise") for _ in range(WRITERS)]
+    tokens.close_usage()
+    done = threading.Event()
+
+    def write(person: Person) -> int:
+        made = 0
+        with token_database.connect() as connection:
+            while not done.is_set():
+                with connection.transaction():
+                    for _ in range(5):
+                        made += connection.execute(CHARGE, person).rowcount
+        return made
+
+    def close() -> set[datetime | None]:
+        found = set()
+        while not done.is_set():
+            found.add(tokens.close_usage())
+        return found
+
+    chance = Random(7)  # noqa: S311 - no secret
+    with ThreadPoolExecutor(WRITERS + 1) as pool, token_database.connect() as reader:
+        written = [pool.submit(write, person) for person in people]
+        closed = pool.submit(close)
+        try:
+            for number in range(ROUNDS):
+                token_clock.advance(timedelta(seconds=97))
+                now = token_clock.now()
+                days = timedelta(days=chance.choice((1, 7)))
+                back = timedelta(minutes=chance.choice((0, 0, 3, 20)))
+                window = {"since": now - back - days, "until": now - back}
+                if number % 3 == 0:
+                    window["since"] = noon + (now - noon) * chance.random()
+                    window["until"] = max(window.values())
+                rolled, log = reader.execute(COMPARED, window).fetchall()
+                assert rolled == log, (number, window)
+        finally:
+            done.set()
+    assert sum(one.result() for one in written) > ROUNDS
+    assert len(closed.result()) > 5
