@@ -142,7 +142,9 @@ class OrganizationReports(Asking):
     def members(self, organization_id: Id) -> list[MemberRow]:
         """The users of an organization, those that used the most tokens first."""
         rows = self._ask(
-            "organizations", "members", organization_id=as_uuid(organization_id, "organization_id")
+            "organizations",
+            f"members{self._closed}",
+            organization_id=as_uuid(organization_id, "organization_id"),
         )
         return [MemberRow(**row) for row in rows]
 

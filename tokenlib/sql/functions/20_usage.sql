@@ -228,6 +228,7 @@ declare
     v_days integer := round(extract(epoch from p_until - p_since) / 86400);
     v_from timestamptz;
     v_to timestamptz;
+    v_more bigint;
     v_whole numeric;
 begin
     select windows_to into v_to from public.ai_token_usage_closed;
@@ -247,6 +248,9 @@ begin
         limit p_limit;
         return;
     end if;
+    -- Known before the list is planned: so it is read by its index, as far as this.
+    select p_limit + count(*) into v_more from public.ai_token_usage_log
+    where created_at >= v_from and created_at < p_since;
     select sum(u.tokens) into v_whole
     from tokenlib.usage_between(p_since, p_until, p_organization) as u;
     return query
@@ -274,7 +278,7 @@ begin
                 and w.days = v_days
                 and (p_organization is null or w.organization_id = p_organization)
             order by w.tokens desc, w.uses desc, w.organization_id
-            limit p_limit + (select count(*) from moved))
+            limit v_more)
             union all
             (select w.organization_id, w.user_id, w.tokens, w.uses
             from public.ai_token_usage_windows w
@@ -282,7 +286,7 @@ begin
                 and w.days = v_days
                 and (p_organization is null or w.organization_id = p_organization)
             order by w.tokens desc, w.uses desc, w.organization_id, w.user_id
-            limit p_limit + (select count(*) from moved))
+            limit v_more)
         ) as w
         union
         select organization_id, user_id from moved

@@ -286,6 +286,9 @@ create index events_by_time on public.ai_token_events (created_at);
 -- What people did, and what was given back: few among many holds.
 create index events_by_people on public.ai_token_events (created_at) where kind in (
     'grant', 'grant_scheduled', 'refund', 'release', 'finding_settled');
+-- Who gave a grant, of many events of a large organization.
+create index grants_by_subject on public.ai_token_events (organization_id, subject_id)
+    where kind in ('grant', 'grant_scheduled');
 -- What a staff person gave today; grants are few.
 create index grants_by_actor on public.ai_token_events (actor, created_at)
     where kind in ('grant', 'grant_scheduled');
@@ -469,6 +472,7 @@ create table public.ai_token_usage_windows (
     tokens bigint not null,
     primary key (organization_id, user_id, days)
 );
+-- The first organizations, and the first users.
 create index windows_by_organization on public.ai_token_usage_windows
     (days, tokens desc, uses desc, organization_id)
     where user_id = '00000000-0000-0000-0000-000000000000';

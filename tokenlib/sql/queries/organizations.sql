@@ -128,6 +128,35 @@ cross join lateral (
 where u.organization_id = %(organization_id)s::uuid
 order by l.tokens desc, l.calls desc, 3, u.id
 
+-- name: members_closed
+-- The same for staff and the service, from the rollups.
+with clock as materialized (select tokenlib.clock() as now),
+used as materialized (
+    select t.user_id, sum(t.uses)::bigint as calls, sum(t.tokens)::bigint as tokens
+    from clock c
+    cross join lateral (
+        select user_id, uses, tokens
+        from tokenlib.top_usage(c.now - interval '720 hours', c.now, true, 1000000000,
+            %(organization_id)s)
+        union all
+        select user_id, count(*), sum(tokens_deducted)::bigint from public.ai_token_usage_log
+        where organization_id = %(organization_id)s::uuid and created_at >= c.now
+        group by user_id) as t
+    group by t.user_id
+)
+select u.organization_id, u.id as user_id, coalesce(u.full_name, u.email, u.id::text) as user,
+    u.email, u.role, s.paused_at, coalesce(l.calls, 0) as calls, coalesce(l.tokens, 0) as tokens,
+    p.last_used_at
+from public.user_profiles u
+left join public.ai_token_user_settings s
+    on s.organization_id = u.organization_id and s.user_id = u.id
+left join used l on l.user_id = u.id
+cross join lateral (
+    select max(created_at) as last_used_at from public.ai_token_usage_log
+    where organization_id = u.organization_id and user_id = u.id) as p
+where u.organization_id = %(organization_id)s::uuid
+order by coalesce(l.tokens, 0) desc, coalesce(l.calls, 0) desc, 3, u.id
+
 -- name: quests
 select id, organization_id, title, description, quarter, target_amount, progress, status, metadata,
     created_by, created_at
