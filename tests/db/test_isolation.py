@@ -49,6 +49,7 @@ READING = {
     "usage_bars",
     "usage_between",
     "usage_closed",
+    "usage_edge",
     "usage_raw",
 }
 

@@ -125,6 +125,7 @@ ROLLUPS = {
     "usage_bars",
     "usage_between",
     "usage_closed",
+    "usage_edge",
     "usage_raw",
 }
 MAY_EXECUTE = {
