@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
 from psycopg import errors as pg
-from psycopg.rows import dict_row
 
 from tokenlib import pool
 from tokenlib.errors import (
@@ -43,6 +42,7 @@ SCHEMA_VERSION = "0001"
 MIN_SERVER_VERSION = 150000
 
 Row = dict[str, Any]
+T = TypeVar("T")
 Reader = Literal["tokenlib_service", "tokenlib_reader", "authenticated"]
 # What a lost reply means for a call. question: it charges nothing; repeatable: twice is the same as
 # once; once: it may not be asked again.
@@ -116,6 +116,7 @@ class Database:
         self.retry = retry
         self._revive = revive
         self._reviving = threading.Lock()
+        self._spread: bool | None = None  # over the nodes of a Citus; None: nobody has asked yet
 
     def close(self) -> None:
         """Close every pooled connection; from then on nothing is revived."""
@@ -125,17 +126,7 @@ class Database:
 
     def check(self) -> None:
         """Raise NotMigrated or ConfigurationError when this database cannot serve."""
-        with self._connection(self.retry.deadline, "question") as connection:
-            require_server(connection)
-            forgetful = connection.execute(statements("system")["settings_off"]).fetchall()
-            if forgetful:
-                names = " and ".join(name for (name,) in forgetful)
-                raise ConfigurationError(
-                    f"The server runs with {names} off, so a crash can lose charges that were"
-                    f" confirmed. Set {names} to on, for the server, the database and the login."
-                )
-            found = connection.execute(statements("system")["schema_version"]).fetchone()
-            version = found[0] if found else None
+        version = self._ask(_schema_version, self.retry.deadline, "question")
         if version is None or version < SCHEMA_VERSION:
             raise NotMigrated(
                 f"The database is at schema version {version or 'none'}, this tokenlib needs"
@@ -172,18 +163,15 @@ class Database:
         self, statement: str, params: Mapping[str, Any], kind: Kind, patience: float
     ) -> list[Row]:
         """As `call_all`, in one attempt that waits `patience` seconds for its reply."""
-        with (
-            self._connection(patience, kind) as connection,
-            connection.cursor(row_factory=dict_row) as cursor,
-        ):
-            return cursor.execute(statement, params).fetchall()
+        return self._ask(lambda connection: connection.rows(statement, params), patience, kind)
 
     def tuples(
         self, statement: str, params: Mapping[str, Any], patience: float
     ) -> list[tuple[Any, ...]]:
         """As `once`, for many rows."""
-        with self._connection(patience, "once") as connection, connection.cursor() as cursor:
-            return cursor.execute(statement, params).fetchall()
+        return self._ask(
+            lambda connection: connection.execute(statement, params).fetchall(), patience, "once"
+        )
 
     def rows(
         self,
@@ -192,13 +180,24 @@ class Database:
         *,
         reader: Reader = "tokenlib_service",
         user_id: UUID | None = None,
+        prepare: bool | None = None,
     ) -> list[Row]:
-        """Run one question as `reader`; row-level security answers for `user_id`."""
+        """Run one question as `reader` in one round trip; row-level security answers `user_id`.
+
+        `prepare` None: when it was asked a few times.
+        """
+        become = None if reader == "tokenlib_service" else _become(reader, user_id)
 
         def attempt(_patience: float) -> list[Row]:
-            with self._begun(self._connect(), reader, user_id) as connection:
-                result = connection.exec_driver_sql(statement, dict(params or {}))
-                return [dict(row) for row in result.mappings()]
+            if become is not None and self._spread is not False:
+                with self._begun(self._connect(), reader, user_id) as opened:
+                    driver = cast(pool.Connection, opened.connection.driver_connection)
+                    return driver.asked(statement, params, prepare=prepare)
+            return self._ask(
+                lambda connection: connection.asked(statement, params, become, prepare=prepare),
+                None,
+                "question",
+            )
 
         return self.retry.run(attempt, repeatable=True)
 
@@ -218,30 +217,36 @@ class Database:
     def _begun(
         self, opened: sa.Connection, reader: Reader, user_id: UUID | None
     ) -> Iterator[sa.Connection]:
-        with _errors("question"), opened as connection, connection.begin():
-            if reader != "tokenlib_service":
-                became = connection.exec_driver_sql(
-                    statements("system")["become"],
-                    {"role": reader, "user_id": str(user_id) if user_id else None},
-                )
-                if became.one().spread:
-                    claims = json.dumps({"sub": str(user_id) if user_id else None})
-                    connection.exec_driver_sql(f"set local \"request.jwt.claims\" = '{claims}'")
-            yield connection
+        try:
+            with opened as connection, connection.begin():
+                if reader != "tokenlib_service":
+                    became = connection.exec_driver_sql(*_become(reader, user_id))
+                    self._spread = bool(became.one().spread)
+                    if self._spread:
+                        claims = json.dumps({"sub": str(user_id) if user_id else None})
+                        connection.exec_driver_sql(f"set local \"request.jwt.claims\" = '{claims}'")
+                yield connection
+        except (sa.exc.DBAPIError, psycopg.Error) as error:
+            raise translate(error) from error
 
     def _connect(self) -> sa.Connection:
-        with self._opening():
-            return self._engine.execution_options(isolation_level="READ COMMITTED").connect()
+        return self._opened(
+            self._engine.execution_options(isolation_level="READ COMMITTED").connect
+        )
 
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
+    def _opened(self, opening: Callable[[], T]) -> T:
+        """What `opening` opens. Nothing was sent yet."""
         try:
-            with _opened():
-                yield
-        except DatabaseUnavailable as error:
-            if not isinstance(error.__cause__, sa.exc.TimeoutError):
+            return opening()
+        except sa.exc.TimeoutError as error:
+            raise DatabaseUnavailable(
+                "Every database connection is busy. Nothing was charged; try again."
+            ) from error
+        except (sa.exc.InvalidRequestError, sa.exc.DBAPIError, psycopg.Error) as error:
+            ours = translate(error)
+            if isinstance(ours, DatabaseUnavailable):
                 self._bring_back()
-            raise
+            raise ours from error
 
     def _bring_back(self) -> None:
         # Whoever comes while another thread is at it asks again soon anyway.
@@ -255,55 +260,51 @@ class Database:
         finally:
             self._reviving.release()
 
-    @contextmanager
-    def _connection(self, patience: float, kind: Kind) -> Iterator[pool.Connection]:
-        with self._opening():
-            pooled = self._engine.raw_connection()
-        connection: pool.Connection = pooled.driver_connection  # type: ignore[assignment]  # by our dialect
+    def _ask(
+        self, question: Callable[[pool.Connection], T], patience: float | None, kind: Kind
+    ) -> T:
+        connection, give_back = self._opened(self._borrow)
         connection.patience = patience
         try:
-            with _errors(kind, connection):
-                yield connection
+            return question(connection)
+        except psycopg.Error as error:
+            ours = translate(error)
+            # While the connection stands the server has said what it is: rolled back.
+            if isinstance(ours, DatabaseUnavailable) and kind != "question" and connection.closed:
+                ours = DatabaseUnavailable(f"{ours.message.rstrip('.')}. {_UNKNOWN}", "unknown")
+            raise ours from error
         finally:
-            if connection.closed:
-                pooled.invalidate()
-            pooled.close()
+            give_back()
+
+    def _borrow(self) -> tuple[pool.Connection, Callable[[], None]]:
+        return cast(pool.Pool, self._engine.pool).borrow()  # disposing makes another one
 
 
-@contextmanager
-def _errors(kind: Kind, connection: psycopg.Connection[Any] | None = None) -> Iterator[None]:
-    try:
-        yield
-    except (sa.exc.DBAPIError, psycopg.Error) as error:
-        ours = translate(error.orig if isinstance(error, sa.exc.DBAPIError) else error)
-        # While the connection stands the server has said what it is: rolled back.
-        if (
-            isinstance(ours, DatabaseUnavailable)
-            and kind != "question"
-            and connection is not None
-            and connection.closed
-        ):
-            ours = DatabaseUnavailable(f"{ours.message.rstrip('.')}. {_UNKNOWN}", "unknown")
-        raise ours from error
+def _become(reader: Reader, user_id: UUID | None) -> tuple[str, dict[str, Any]]:
+    who = {"role": reader, "user_id": str(user_id) if user_id else None}
+    return statements("system")["become"], who
 
 
-@contextmanager
-def _opened() -> Iterator[None]:
-    """Before anything is sent."""
-    with _errors("question"):
-        try:
-            yield
-        except sa.exc.TimeoutError as error:
-            raise DatabaseUnavailable(
-                "Every database connection is busy. Nothing was charged; try again."
-            ) from error
-        except sa.exc.InvalidRequestError as error:
-            # A new connection was dead before it was used, and the one after it too.
-            raise DatabaseUnavailable("The database closes every connection.") from error
+def _schema_version(connection: pool.Connection) -> str | None:
+    require_server(connection)
+    forgetful = connection.execute(statements("system")["settings_off"]).fetchall()
+    if forgetful:
+        names = " and ".join(name for (name,) in forgetful)
+        raise ConfigurationError(
+            f"The server runs with {names} off, so a crash can lose charges that were"
+            f" confirmed. Set {names} to on, for the server, the database and the login."
+        )
+    found = connection.execute(statements("system")["schema_version"]).fetchone()
+    return found[0] if found else None
 
 
 def translate(error: BaseException | None) -> TokenlibError:
     """A driver error as ours. What it cannot place is DatabaseUnavailable: the answer is no."""
+    if isinstance(error, sa.exc.DBAPIError):
+        error = error.orig
+    if isinstance(error, sa.exc.InvalidRequestError):
+        # A new connection was dead before it was used, and the one after it too.
+        return DatabaseUnavailable("The database closes every connection.")
     if not isinstance(error, psycopg.Error):
         return DatabaseUnavailable("The database did not answer.")
     message = error.diag.message_primary or ""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import cached_property, partial
+from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.abc import RV, PQGen
-from sqlalchemy.pool import QueuePool
+from psycopg.pq import TransactionStatus
+from psycopg.rows import RowMaker, dict_row
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, QueuePool
+from sqlalchemy.util.queue import Empty
 
 _CONNECT_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 1
@@ -33,6 +37,51 @@ class Connection(psycopg.Connection[Any]):
     """Waits for a reply no longer than `patience` seconds; None: as long as the server works."""
 
     patience: float | None = None
+
+    def stands(self) -> bool:
+        """Whether the server has not closed it meanwhile, seen before anything is sent."""
+        self.patience = None
+        try:
+            # Reads what has arrived and does not wait: the server's last words first, then the end.
+            self.pgconn.consume_input()
+            self.pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def rows(self, statement: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Run a statement and return its rows.
+
+        Its cursor is kept with the names of its columns: to make both anew would take a third of
+        the driver's time for a charge.
+        """
+        if (cursor := self._cursors.get(statement)) is None:
+            cursor = self._cursors[statement] = self.cursor(row_factory=_Named())
+        return cursor.execute(statement, params).fetchall()
+
+    def asked(
+        self,
+        statement: str,
+        params: Mapping[str, Any] | None,
+        first: tuple[str, Mapping[str, Any]] | None = None,
+        *,
+        prepare: bool | None = None,
+    ) -> list[dict[str, Any]]:
+        """Run a question and return its rows; with `first`, what has to be done before it.
+
+        Both are sent at once and are one transaction, also in autocommit: the server begins it with
+        the first and ends it after the last, and does not come to the second when the first fails.
+        """
+        with self.cursor(row_factory=dict_row) as cursor:
+            with self.pipeline() if first else nullcontext():
+                if first:
+                    self.execute(*first)
+                cursor.execute(statement, params, prepare=prepare)
+            return cursor.fetchall()
+
+    @cached_property
+    def _cursors(self) -> dict[str, psycopg.Cursor[dict[str, Any]]]:
+        return {}
 
     def wait(
         self,
@@ -68,6 +117,48 @@ class Connection(psycopg.Connection[Any]):
             return result
 
 
+class Pool(QueuePool):
+    """SQLAlchemy's pool, from which a single call borrows for a tenth of a checkout's time.
+
+    What stands idle and in order is lent as it is. Everything else goes SQLAlchemy's own way: a new
+    connection, one that the server has closed, waiting for a free one.
+    """
+
+    def borrow(self) -> tuple[Connection, Callable[[], None]]:
+        """A connection in autocommit, and what gives it back. Raises what `connect` raises."""
+        with suppress(Empty):
+            record = self._pool.get(block=False)
+            idle = cast(Connection | None, record.dbapi_connection)
+            if idle is not None and idle.stands():
+                return idle, partial(self._take_back, record, idle)
+            self._do_return_conn(record)
+        pooled = self.connect()
+        opened = cast(Connection, pooled.driver_connection)
+        return opened, partial(_close, pooled, opened)
+
+    def _take_back(self, record: ConnectionPoolEntry, connection: Connection) -> None:
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            record.invalidate()
+        self._do_return_conn(record)
+
+
+def _close(pooled: PoolProxiedConnection, connection: Connection) -> None:
+    if connection.closed:
+        pooled.invalidate()
+    pooled.close()
+
+
+class _Named:
+    """Rows by the names of their columns, which are the same at each execution of a statement."""
+
+    names: Sequence[str] | None = None
+
+    def __call__(self, cursor: psycopg.Cursor[Any]) -> RowMaker[dict[str, Any]]:
+        if (names := self.names) is None:
+            names = self.names = [column.name for column in cursor.description or ()]
+        return lambda values: dict(zip(names, values, strict=True))
+
+
 def create_engine(url: sa.URL, pool_size: int, prepare: bool | None) -> sa.Engine:
     """An engine in autocommit with up to twice `pool_size` connections. Connects lazily.
 
@@ -75,7 +166,8 @@ def create_engine(url: sa.URL, pool_size: int, prepare: bool | None) -> sa.Engin
     """
     engine = sa.create_engine(
         url,
-        poolclass=QueuePool,
+        poolclass=Pool,
+        pool_use_lifo=True,  # what was used last is warmest
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=_POOL_TIMEOUT_SECONDS,
@@ -121,12 +213,6 @@ def _behind_a_pooler(connection: Connection) -> bool:
 
 
 def _check(connection: Connection, _record: Any, _proxy: Any) -> None:
-    """Before anything is sent, see whether the server has closed the connection meanwhile."""
-    connection.patience = None
-    try:
-        # Reads what has arrived and does not wait: the server's last words first, then the end.
-        connection.pgconn.consume_input()
-        connection.pgconn.consume_input()
-    except psycopg.OperationalError as error:
+    if not connection.stands():
         # The server went away: the other connections of the pool are as old and as dead.
-        raise sa.exc.InvalidatePoolError("the server closed the connection") from error
+        raise sa.exc.InvalidatePoolError("the server closed the connection")

@@ -192,7 +192,7 @@ def test_a_changed_function_is_found(plain: TestDatabase) -> None:
     with plain.connect(OWNER) as owner:
         row = owner.execute("select pg_get_functiondef('tokenlib.lock_key'::regproc)").fetchone()
         assert row is not None
-        owner.execute(row[0].replace("select pg_advisory", "select 1; select pg_advisory"))
+        owner.execute(row[0].replace("return pg_advisory", "perform 1; return pg_advisory"))
         try:
             [found] = wrong(plain)
             assert found == ("function bodies", "failed", "not as packaged: lock_key")

@@ -221,7 +221,7 @@ def test_what_is_no_charge_and_has_no_key_is_not_repeated_either(
 
 
 def test_questions_are_asked_again(gate: Tokens, proxy: Proxy, pro: Person) -> None:
-    for word in (b"tokenlib.can_use(", b"tokenlib.has_enough(", b"tokenlib.balances(", b"whoami"):
+    for word in (b"tokenlib.can_use(", b"as pays", b"tokenlib.balances(", b"whoami"):
         proxy.drop = once(word)
         before = proxy.broken
         if word == b"whoami":

@@ -116,7 +116,15 @@ VERBS = {
     "staff_settle_finding",
 }
 # What reads and computes, and writes nothing.
-HASHES = {"clock", "digest", "event_hash", "legacy_hash", "microseconds", "usage_hash"}
+HASHES = {
+    "charge_hash",
+    "clock",
+    "digest",
+    "event_hash",
+    "legacy_hash",
+    "microseconds",
+    "usage_hash",
+}
 # What reads the rollups, as far as who asks may see them.
 ROLLUPS = {
     "active_between",

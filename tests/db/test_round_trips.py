@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.faults.proxy import Proxy
-from tokenlib import Tokens
+from tokenlib import DatabaseUnavailable, Tokens
 from tokenlib.cluster import PORT
 from tokenlib.db import Database
 from tokenlib.reports import Reports, Viewer
@@ -22,6 +22,7 @@ FEATURE = "generate_insight"
 PREPARED = 8
 """Calls after which the driver has prepared what it is going to prepare."""
 CALLERS, EACH = 32, 8
+WHO = "select current_user as who, current_setting('request.jwt.claims', true) as claims"
 
 
 @pytest.fixture
@@ -74,12 +75,45 @@ def test_spend_is_two_round_trips_around_the_work(gate: Tokens, trips: Trips, pr
     assert trips(spend) == 2
 
 
-def test_a_members_read_takes_no_more_round_trips_than_it_did(
+def test_a_read_with_claims_and_one_of_the_service_are_one_round_trip_each(
     gate: Tokens, trips: Trips, pro: Person
 ) -> None:
     own = Reports(gate.database, Viewer(pro[1], "authenticated"))
     assert own.wallets()
-    assert trips(own.wallets) <= 4  # begin, claims, question, commit
+    assert trips(own.wallets) == 1
+    assert trips(Reports(gate.database).now) == 1
+
+
+def test_role_and_claims_end_with_the_question(gate: Tokens, pro: Person) -> None:
+    for _ in range(3):  # the first time in a transaction of its own, then in one round trip
+        [mine] = gate.database.rows(WHO, reader="authenticated", user_id=pro[1])
+        assert mine == {"who": "authenticated", "claims": f'{{"sub": "{pro[1]}"}}'}
+        [after] = gate.database.rows(WHO)
+        assert after == {"who": "tokenlib_service", "claims": ""}
+
+
+def test_a_question_is_not_asked_as_somebody_else(
+    gate: Tokens, pro: Person, owner: psycopg.Connection
+) -> None:
+    """When the role cannot be taken, the question behind it does not run as the service."""
+    gate.database.rows(WHO, reader="authenticated", user_id=pro[1])
+    charge = (
+        "select * from tokenlib.deduct(%(org)s, %(user)s, %(feature)s, 1, null, null, false, null)"
+    )
+    params = {"org": pro[0], "user": pro[1], "feature": FEATURE}
+    with pytest.raises(DatabaseUnavailable, match="does not exist"):
+        gate.database.rows(charge, params, reader="nobody", user_id=pro[1])  # type: ignore[arg-type]
+    assert owner.execute("select count(*) from ai_token_usage_log").fetchone() == (0,)
+    # As the service it would have been a charge; and the connection is in order.
+    [row] = gate.database.rows(charge, params)
+    assert row["status"] == "ok"
+
+
+def test_a_question_that_fails_leaves_the_connection_in_order(gate: Tokens, pro: Person) -> None:
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match="division by zero"):
+            gate.database.rows("select 1 / 0", reader="authenticated", user_id=pro[1])
+        assert gate.database.rows(WHO)[0]["who"] == "tokenlib_service"
 
 
 def test_callers_who_want_one_wallet_at_the_same_moment_share_commits(

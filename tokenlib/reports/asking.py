@@ -78,8 +78,16 @@ class Asking:
         return "_closed" if viewer is None or viewer.reader == "tokenlib_reader" else ""
 
     def _ask(self, noun: str, question: str, **params: Any) -> list[Row]:
-        with self._asking() as ask:
-            return ask(noun, question, **params)
+        if self._shared is not None:
+            with self._asking() as ask:
+                return ask(noun, question, **params)
+        return self.database.rows(
+            statements(noun)[question],
+            params,
+            reader=self.viewer.reader if self.viewer else "tokenlib_service",
+            user_id=self.viewer.user_id if self.viewer else None,
+            prepare=False,  # see _asking
+        )
 
     def _page(
         self, row_type: Callable[..., T], noun: str, question: str, limit: int | None, **params: Any

@@ -3,6 +3,8 @@ create table tokenlib.test_clock (stopped_at timestamptz, ahead interval not nul
 insert into tokenlib.test_clock default values;
 grant select on tokenlib.test_clock to tokenlib_service, tokenlib_reader, authenticated;
 create or replace function tokenlib.clock() returns timestamptz
-language sql volatile set search_path = pg_catalog, pg_temp as $$
-    select coalesce(stopped_at, clock_timestamp() + ahead) from tokenlib.test_clock
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select coalesce(stopped_at, clock_timestamp() + ahead) from tokenlib.test_clock);
+end
 $$;

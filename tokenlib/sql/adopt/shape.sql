@@ -89,6 +89,5 @@ alter table public.ai_token_usage_log
     add primary key (organization_id, id),
     add constraint deducted_not_negative check (number is null or tokens_deducted >= 0),
     add constraint log_number_once unique (organization_id, token_type, number),
-    add constraint one_charge_per_reservation unique (organization_id, reservation_id),
     add constraint charge_within_hold
         check (reservation_id is null or tokens_deducted + returned <= held);

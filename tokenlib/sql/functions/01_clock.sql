@@ -1,3 +1,8 @@
--- The clock of the books. The one function that the test template replaces.
+-- The clock of the books. The one function that the test template replaces. In plpgsql, which keeps
+-- its plan: before PostgreSQL 18 a function in SQL is planned anew for every call.
 create function tokenlib.clock() returns timestamptz
-language sql volatile set search_path = pg_catalog, pg_temp as $$ select clock_timestamp() $$;
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    return clock_timestamp();
+end
+$$;

@@ -63,9 +63,13 @@ begin
 end
 $$;
 
-create function tokenlib.lock_key(p_organization uuid, p_key text) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
-    select pg_advisory_xact_lock(hashtextextended(p_key, hashtextextended(p_organization::text, 0)))
+-- One name in an organization, until the end of the transaction; null locks nothing.
+create function tokenlib.lock_key(p_organization uuid, p_key text) returns boolean
+language plpgsql strict set search_path = pg_catalog, pg_temp as $$
+begin
+    return pg_advisory_xact_lock(
+        hashtextextended(p_key, hashtextextended(p_organization::text, 0))) is not null;
+end
 $$;
 
 -- Locks a key (if any) and the wallet that is asked. The hold of an earlier request with this key may
@@ -102,13 +106,17 @@ $$;
 create function tokenlib.request_hash(
     p_user uuid, p_feature text, p_units bigint, p_metadata jsonb
 ) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select tokenlib.digest(jsonb_build_array(p_user, p_feature, p_units, p_metadata))
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return sha256(convert_to(
+        jsonb_build_array(p_user, p_feature, p_units, p_metadata)::text, 'UTF8'));
+end
 $$;
 
+-- True, or an error that names the field.
 create function tokenlib.check_input(
-    p_units bigint, p_metadata jsonb, p_key text
-) returns void
+    p_units bigint, p_metadata jsonb, p_key text, p_mode text default null
+) returns boolean
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
     if p_units is null or p_units < 1 or p_units > 1000000 then
@@ -123,106 +131,58 @@ begin
         raise exception 'must have 1 to 255 characters'
             using errcode = '22023', column = 'idempotency_key';
     end if;
-end
-$$;
-
--- A failed attempt of a person who is known: a malformed call, or one in another organization's name. It
--- stands among the refusals of their own organization, where the next charge with limits finds it. Once
--- they are blocked no more is counted, so that the block ends.
-create function tokenlib.record_failed_attempt(p_user uuid, p_feature text, p_problem text)
-returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-    v_own uuid;
-    v_allowed integer;
-    v_now timestamptz := tokenlib.clock();
-begin
-    select organization_id into v_own from public.user_profiles where id = p_user;
-    select failed_attempts into v_allowed from public.ai_token_limits
-    where organization_id = v_own or organization_id is null
-    order by organization_id nulls last limit 1;
-    if v_own is null or v_allowed is null
-        or tokenlib.blocked_until(v_own, p_user, v_allowed, v_now) is not null then
-        return;
+    if p_mode not in ('enforce', 'log_only', 'off') then
+        raise exception 'must be enforce, log_only or off, not %', p_mode
+            using errcode = '22023', column = 'mode';
     end if;
-    insert into public.ai_token_refusals (organization_id, user_id, feature, rule, minute, first_at,
-        last_at, data)
-    values (v_own, p_user, left(coalesce(p_feature, ''), 100), 'failed_attempt',
-        date_trunc('minute', v_now, 'UTC'), v_now, v_now,
-        jsonb_build_object('problem', left(p_problem, 200)))
-    on conflict (organization_id, user_id, feature, rule, minute) do update set
-        count = ai_token_refusals.count + 1, last_at = excluded.last_at, data = excluded.data;
+    return true;
 end
 $$;
 
--- Until when too many failed attempts of the last 10 minutes block a person; null: they do not.
-create function tokenlib.blocked_until(
-    p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
-) returns timestamptz
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-    return (select last_at + interval '10 minutes' from (
-        select last_at, sum(count) over (order by last_at desc, feature) as attempts
-        from public.ai_token_refusals
-        where organization_id = p_organization and user_id = p_user and rule = 'failed_attempt'
-            and last_at > p_now - interval '10 minutes') as failed
-    where attempts >= p_allowed
-    order by last_at desc limit 1);
-end
-$$;
-
--- Limits of one user, counted from the log and the live holds under the user's lock.
-create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
-returns tokenlib.answer
+-- Locks user and key of a request; null locks nothing. True, so that a declaration can hold it.
+create function tokenlib.lock_request(p_organization uuid, p_user uuid, p_key text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_limits public.ai_token_limits;
-    v_count bigint;
-    v_first timestamptz;
-    v_last timestamptz;
-    v_until timestamptz;
+    v_seed constant bigint := hashtextextended(p_organization::text, 0);
 begin
-    select * into v_limits from public.ai_token_limits
-    where organization_id = a.organization_id or organization_id is null
-    order by organization_id nulls last limit 1;
+    return (p_user is null
+            or pg_advisory_xact_lock(hashtextextended('user ' || p_user, v_seed)) is not null)
+        and (p_key is null
+            or pg_advisory_xact_lock(hashtextextended('key ' || p_key, v_seed)) is not null);
+end
+$$;
+
+-- Where a request did not find what it needs at a glance: opens the wallet's books, settles what is
+-- due, frees the key whose hold is over. ok: look again; else what stands in the way.
+create function tokenlib.bring_up(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_key text, p_hash bytea
+) returns tokenlib.answer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    w public.ai_tokens;
+begin
+    a.organization_id := p_organization;
+    a.user_id := p_user;
+    a.feature := p_feature;
+    a.replayed := false;
+    a.status := 'ok';
+    select token_type, cost * p_units into a.token_type, a.needed
+    from public.ai_token_features where feature = p_feature;
     if not found then
+        a.status := 'unknown_feature';
         return a;
     end if;
-    v_until := tokenlib.blocked_until(a.organization_id, a.user_id, v_limits.failed_attempts, p_now);
-    if v_until is not null then
-        a.status := 'rate_limited';
-        a.limit_name := 'failed_attempts';
-        a.allowed := v_limits.failed_attempts;
-        a.retry_after := extract(epoch from v_until - p_now);
+    w := tokenlib.open_wallet_for(p_organization, a.token_type, p_key);
+    if w.id is null then
+        a.status := 'unknown_organization';
         return a;
     end if;
-    if a.needed > v_limits.tokens_per_request then
-        a.status := 'rate_limited';
-        a.limit_name := 'tokens_per_request';
-        a.allowed := v_limits.tokens_per_request;
-        return a;
-    end if;
-    select count(*), min(at), max(at) into v_count, v_first, v_last from (
-        select created_at as at from public.ai_token_usage_log
-        where organization_id = a.organization_id and user_id = a.user_id
-            and created_at > p_now - interval '1 minute' and reservation_id is null
-        union all
-        select created_at from public.ai_token_reservations
-        where organization_id = a.organization_id and user_id = a.user_id
-            and created_at > p_now - interval '1 minute'
-    ) as requests;
-    if v_count >= v_limits.requests_per_minute then
-        a.status := 'rate_limited';
-        a.limit_name := 'requests_per_minute';
-        a.allowed := v_limits.requests_per_minute;
-        a.retry_after := extract(epoch from v_first + interval '1 minute' - p_now);
-    elsif extract(epoch from p_now - v_last) < v_limits.seconds_between_requests then
-        a.status := 'rate_limited';
-        a.limit_name := 'seconds_between_requests';
-        a.allowed := ceil(v_limits.seconds_between_requests);
-        a.retry_after := v_limits.seconds_between_requests - extract(epoch from p_now - v_last);
-    end if;
-    return a;
+    a.created_at := w.last_entry_at;
+    a.plan := w.plan;
+    a.available := w.balance;
+    a.until := w.refresh_date;
+    return case when p_key is null then a else tokenlib.find_key(a, p_key, p_hash) end;
 end
 $$;
 
@@ -235,116 +195,112 @@ create function tokenlib.admit(
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+    -- Expressions: a statement that performs them costs some microseconds more.
+    v_fits constant boolean := tokenlib.check_input(p_units, p_metadata, p_key, p_mode);
+    v_locked constant boolean := tokenlib.lock_request(
+        p_organization, case when p_limits then p_user end, p_key);
     v_now timestamptz;
     v_shared public.ai_tokens;
     f record;
 begin
-    perform tokenlib.check_input(p_units, p_metadata, p_key);
-    if p_mode is not null and p_mode not in ('enforce', 'log_only', 'off') then
-        raise exception 'must be enforce, log_only or off, not %', p_mode
-            using errcode = '22023', column = 'mode';
-    end if;
-    a.organization_id := p_organization;
-    a.user_id := p_user;
-    a.feature := p_feature;
-    a.replayed := false;
-    select token_type, cost * p_units into a.token_type, a.needed
-    from public.ai_token_features where feature = p_feature;
-    if not found then
-        a.status := 'unknown_feature';
-        if p_limits and not p_asking then
-            perform tokenlib.record_failed_attempt(p_user, p_feature, 'unknown feature');
+    loop
+        -- Nothing is locked where the key has a hold: that may lie on a wallet that comes first.
+        select * into w from public.ai_tokens
+        where organization_id = p_organization
+            and token_type = (select token_type from public.ai_token_features
+                where feature = p_feature)
+            and (p_key is null or not exists (select from public.ai_token_reservations
+                where organization_id = p_organization and idempotency_key = p_key
+                    and state = 'held'))
+        for no key update;
+        if found then
+            -- After the lock, which gave the transaction its number. So was a plan that was changed
+            -- meanwhile: the change holds the lock until it has written the new plan.
+            v_now := greatest(tokenlib.clock(), w.last_entry_at);
+            select o.plan, c.cost * p_units as needed,
+                m.organization_id is distinct from p_organization as stranger,
+                case
+                    when s.status in ('limited', 'expired') then 'payment_failed'
+                    when s.status = 'suspended' then 'organization_paused'
+                    when u.paused_at is not null then 'user_paused'
+                    when w.allowance = 0 then 'feature_not_in_plan'
+                    else 'ok'
+                end as status,
+                coalesce(p_mode,
+                    case when s.mode_until is null or s.mode_until > v_now then s.mode end,
+                    case when p.mode_until is null or p.mode_until > v_now then p.mode end,
+                    'enforce') as mode,
+                p_key is not null and (
+                    exists (select from public.ai_token_usage_log
+                        where organization_id = p_organization and idempotency_key = p_key)
+                    or exists (select from public.ai_token_events
+                        where organization_id = p_organization and idempotency_key = p_key)) as known
+            into f
+            from public.organizations o
+            join public.ai_token_features c on c.feature = p_feature
+            left join public.ai_token_parameters p on true
+            left join public.user_profiles m on m.id = p_user
+            left join public.ai_token_organization_settings s on s.organization_id = o.id
+            left join public.ai_token_user_settings u
+                on u.organization_id = o.id and u.user_id = p_user
+            where o.id = p_organization;
+            exit when w.event_number > 0 and w.due_at > v_now and not f.known
+                and (w.plan is not distinct from f.plan or w.token_type = 'shared');
         end if;
-        return;
-    end if;
-    if p_limits then
-        perform tokenlib.lock_key(p_organization, 'user ' || p_user::text);
-    end if;
-    w := tokenlib.open_wallet_for(p_organization, a.token_type, p_key);
-    if w.id is null then
-        a.status := 'unknown_organization';
-        return;
-    end if;
-    v_now := w.last_entry_at;
-    a.created_at := v_now;
-    a.plan := w.plan;
-    a.available := w.balance;
-    a.until := w.refresh_date;
-    a.status := 'ok';
-    if p_key is not null then
-        a := tokenlib.find_key(a, p_key, p_hash);
+        a := tokenlib.bring_up(p_organization, p_user, p_feature, p_units, p_key, p_hash);
         if a.status <> 'ok' then
+            if a.status = 'unknown_feature' and p_limits and not p_asking then
+                perform tokenlib.record_failed_attempt(p_user, p_feature, 'unknown feature');
+            end if;
             return;
         end if;
-    end if;
-
-    select m.id is not null as member, coalesce(s.status, 'active') as status,
-        u.paused_at is not null as paused,
-        coalesce(p_mode,
-            case when s.mode_until is null or s.mode_until > v_now then s.mode end,
-            case when p.mode_until is null or p.mode_until > v_now then p.mode end,
-            'enforce') as mode
-    into strict f
-    from public.ai_token_parameters p
-    left join public.user_profiles m on m.id = p_user and m.organization_id = p_organization
-    left join public.ai_token_organization_settings s on s.organization_id = p_organization
-    left join public.ai_token_user_settings u
-        on u.organization_id = p_organization and u.user_id = p_user;
-    a.mode := f.mode;
-    if not f.member then
+    end loop;
+    w.last_entry_at := v_now;
+    a := row(f.status, null, p_organization, p_user, p_feature, w.token_type, f.needed, 0, null,
+        f.needed, w.balance, w.plan, null, null, null, v_now, w.refresh_date, false, f.mode, null
+        )::tokenlib.answer;
+    if f.stranger then
         a.status := 'not_a_member'; -- in every mode: whose charge would it be?
         if p_limits and not p_asking then
             perform tokenlib.record_failed_attempt(p_user, p_feature, 'another organization');
         end if;
         return;
     end if;
-
-    if a.mode <> 'off' then
-        if f.status in ('limited', 'expired') then
-            a.status := 'payment_failed';
-        elsif f.status = 'suspended' then
-            a.status := 'organization_paused';
-        elsif f.paused then
-            a.status := 'user_paused';
-        elsif w.allowance = 0 then
-            a.status := 'feature_not_in_plan';
-        elsif p_limits then
-            a := tokenlib.check_limits(a, v_now);
-        end if;
-        if a.status = 'ok' and w.balance < a.needed then
-            if w.allowance is null then
-                if not p_asking and a.mode = 'enforce' then
-                    w := tokenlib.top_up(w, a.needed - w.balance, v_now);
-                end if;
+    if a.mode = 'off' then
+        a.status := 'ok';
+    elsif p_limits and a.status = 'ok' then
+        a := tokenlib.check_limits(a, v_now);
+    end if;
+    if w.balance < a.needed and a.status = 'ok' and a.mode <> 'off' then
+        if w.allowance is null then
+            if not p_asking and a.mode = 'enforce' then
+                w := tokenlib.top_up(w, a.needed - w.balance, v_now);
+            end if;
+        else
+            -- A charge comes whole from its own wallet, else whole from `shared`.
+            v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
+            if v_shared.last_entry_at >= w.due_at then
+                -- It was waited for, and the own wallet has fallen due meanwhile.
+                w := tokenlib.open_wallet(p_organization, a.token_type);
+                a.created_at := w.last_entry_at;
+                a.available := w.balance;
+                a.until := w.refresh_date;
+            end if;
+            if w.balance >= a.needed then
+                a.status := 'ok';
+            elsif v_shared.id is not null and v_shared.balance >= a.needed then
+                w := v_shared;
+                a.token_type := w.token_type;
+                a.created_at := greatest(a.created_at, w.last_entry_at);
             else
-                -- A charge comes whole from its own wallet, else whole from `shared`.
-                v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
-                if v_shared.last_entry_at >= w.due_at then
-                    -- It was waited for, and the own wallet has fallen due meanwhile.
-                    w := tokenlib.open_wallet(p_organization, a.token_type);
-                    a.created_at := w.last_entry_at;
-                    a.available := w.balance;
-                    a.until := w.refresh_date;
-                end if;
-                if w.balance >= a.needed then
-                    a.status := 'ok';
-                elsif v_shared.id is not null and v_shared.balance >= a.needed then
-                    w := v_shared;
-                    a.token_type := w.token_type;
-                    a.created_at := greatest(a.created_at, w.last_entry_at);
-                else
-                    a.status := 'insufficient_tokens';
-                end if;
+                a.status := 'insufficient_tokens';
             end if;
         end if;
-        if a.status <> 'ok' and not p_asking then
-            perform tokenlib.record_refusal(a, v_now);
-        end if;
     end if;
-    if a.mode = 'enforce' then
-        a.tokens := a.needed;
-        a.waived := 0;
-    else
+    if a.status <> 'ok' and not p_asking then
+        perform tokenlib.record_refusal(a, v_now);
+    end if;
+    if a.mode <> 'enforce' then
         a.status := 'ok';
         a.tokens := 0;
         a.waived := a.needed;

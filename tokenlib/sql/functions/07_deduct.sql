@@ -6,47 +6,34 @@ create function tokenlib.append_usage(
 ) returns tokenlib.answer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    l public.ai_token_usage_log;
+    v_id constant uuid := gen_random_uuid();
+    v_number constant bigint := w.log_number + 1;
+    v_balance constant bigint := w.balance
+        + case when p_reservation is null then -a.tokens else p_returned end;
+    v_digest constant bytea := tokenlib.digest(p_metadata);
+    v_hash constant bytea := tokenlib.charge_hash(w.log_hash, 1::smallint, v_id, w.organization_id,
+        w.token_type, v_number, a.user_id, a.feature, p_units, a.tokens, a.waived, v_balance,
+        p_reservation, p_held, p_returned, p_key, p_hash, v_digest, a.created_at);
 begin
-    w.balance := w.balance + case when p_reservation is null then -a.tokens else p_returned end;
-    w.reserved := w.reserved - p_held;
-    w.total_used := w.total_used + a.tokens;
-    w.log_number := w.log_number + 1;
-
-    l.id := gen_random_uuid();
-    l.organization_id := w.organization_id;
-    l.user_id := a.user_id;
-    l.token_type := w.token_type;
-    l.feature_used := a.feature;
-    l.tokens_deducted := a.tokens;
-    l.remaining_balance := w.balance;
-    l.metadata := p_metadata;
-    l.created_at := a.created_at;
-    l.number := w.log_number;
-    l.units := p_units;
-    l.tokens_waived := a.waived;
-    l.reservation_id := p_reservation;
-    l.held := p_held;
-    l.returned := p_returned;
-    l.idempotency_key := p_key;
-    l.request_hash := p_hash;
-    l.metadata_digest := tokenlib.digest(p_metadata);
-    l.hash_version := 1;
-    l.hash := tokenlib.usage_hash(w.log_hash, l);
-    insert into public.ai_token_usage_log values (l.*);
-
-    update public.ai_tokens set balance = w.balance, reserved = w.reserved,
-        total_used = w.total_used, total_allocated = w.balance + w.reserved + w.total_used,
+    update public.ai_tokens set balance = v_balance, reserved = w.reserved - p_held,
+        total_used = w.total_used + a.tokens,
+        total_allocated = v_balance + w.reserved - p_held + w.total_used + a.tokens,
         pending = w.pending, due_at = w.due_at, last_used_at = a.created_at,
         updated_at = a.created_at, last_entry_at = a.created_at,
-        log_number = w.log_number, log_hash = l.hash,
+        log_number = v_number, log_hash = v_hash,
         event_number = w.event_number, event_hash = w.event_hash
     where organization_id = w.organization_id and id = w.id;
-
+    insert into public.ai_token_usage_log (id, organization_id, user_id, token_type, feature_used,
+        tokens_deducted, remaining_balance, metadata, created_at, number, units, tokens_waived,
+        reservation_id, held, returned, idempotency_key, request_hash, metadata_digest, hash_version,
+        hash)
+    values (v_id, w.organization_id, a.user_id, w.token_type, a.feature, a.tokens, v_balance,
+        p_metadata, a.created_at, v_number, p_units, a.waived, p_reservation, p_held, p_returned,
+        p_key, p_hash, v_digest, 1, v_hash);
     a.status := 'ok';
-    a.id := l.id;
+    a.id := v_id;
     a.token_type := w.token_type;
-    a.balance := w.balance;
+    a.balance := v_balance;
     a.until := w.refresh_date;
     return a;
 end
@@ -66,8 +53,8 @@ declare
     v_hash bytea := case when p_key is not null
         then tokenlib.request_hash(p_user, p_feature, p_units, p_metadata) end;
 begin
-    select * into v_admitted from tokenlib.admit(p_organization, p_user, p_feature, p_units,
-        p_metadata, p_key, v_hash, p_limits, p_mode, false);
+    v_admitted := tokenlib.admit(p_organization, p_user, p_feature, p_units, p_metadata, p_key,
+        v_hash, p_limits, p_mode, false);
     a := v_admitted.a;
     w := v_admitted.w;
     if a.status = 'already_spent' then

@@ -18,8 +18,8 @@ begin
         raise exception 'must be more than 0 s and at most 1 day'
             using errcode = '22023', column = 'hold_for';
     end if;
-    select * into v_admitted from tokenlib.admit(p_organization, p_user, p_feature, p_units,
-        p_metadata, p_key, v_hash, p_limits, p_mode, false);
+    v_admitted := tokenlib.admit(p_organization, p_user, p_feature, p_units, p_metadata, p_key,
+        v_hash, p_limits, p_mode, false);
     a := v_admitted.a;
     w := v_admitted.w;
     if a.status = 'in_progress' and a.id = p_id then

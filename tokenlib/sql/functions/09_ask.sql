@@ -41,35 +41,38 @@ create function tokenlib.has_enough(p_organization uuid, p_feature text, p_units
 returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_type text;
-    v_cost bigint;
-    v_allowance bigint;
-    v_enough boolean;
-    v_stale boolean;
+    v_fits constant boolean := tokenlib.check_input(p_units, null, null);
+    v_shared public.ai_tokens;
+    f record;
 begin
-    perform tokenlib.check_input(p_units, null, null);
-    select token_type, cost * p_units into v_type, v_cost
-    from public.ai_token_features where feature = p_feature;
-    if not found then
-        return 'unknown_feature';
-    end if;
-    for v_pass in 1..2 loop
-        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type))
-                and bool_and(a.allowance <> 0 or a.allowance is null or a.token_type <> v_type),
-            coalesce(bool_or(a.event_number = 0 or a.due_at <= tokenlib.clock()
-                or (a.plan is distinct from o.plan and a.token_type <> 'shared')), true)
-                or count(*) filter (where a.token_type = v_type) = 0
-        into v_enough, v_stale
-        from public.organizations o
-        join public.ai_tokens a on a.organization_id = o.id
-        where o.id = p_organization and a.token_type in (v_type, 'shared');
-        exit when not v_stale;
-        if (tokenlib.open_wallet(p_organization, v_type)).id is null then
+    loop
+        select c.token_type, c.cost * p_units as cost, t.balance, t.allowance,
+            t.event_number > 0 and t.due_at > tokenlib.clock()
+                and (t.plan is not distinct from o.plan or t.token_type = 'shared') as current
+        into f
+        from public.ai_token_features c
+        left join public.organizations o on o.id = p_organization
+        left join public.ai_tokens t
+            on t.organization_id = o.id and t.token_type = c.token_type
+        where c.feature = p_feature;
+        exit when f.current;
+        if not found then
+            return 'unknown_feature';
+        elsif (tokenlib.open_wallet(p_organization, f.token_type)).id is null then
             return 'unknown_organization';
         end if;
-        perform tokenlib.open_wallet(p_organization, 'shared', p_create => false);
     end loop;
-    return case when v_enough then 'yes' else 'no' end;
+    if f.allowance is null or f.allowance > 0 and f.balance >= f.cost then
+        return 'yes';
+    elsif f.allowance = 0 then
+        return 'no';
+    end if;
+    select * into v_shared from public.ai_tokens
+    where organization_id = p_organization and token_type = 'shared';
+    if v_shared.due_at <= tokenlib.clock() or v_shared.event_number = 0 then
+        v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
+    end if;
+    return case when v_shared.balance >= f.cost then 'yes' else 'no' end;
 end
 $$;
 
@@ -81,8 +84,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     a tokenlib.answer;
 begin
-    select (d.a).* into a from tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null,
-        null, p_limits, p_mode, true) as d;
+    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null, null, p_limits,
+        p_mode, true)).a;
     return a;
 end
 $$;

@@ -1,6 +1,11 @@
--- The clock of the books. The one function that the test template replaces.
+-- The clock of the books. The one function that the test template replaces. In plpgsql, which keeps
+-- its plan: before PostgreSQL 18 a function in SQL is planned anew for every call.
 create function tokenlib.clock() returns timestamptz
-language sql volatile set search_path = pg_catalog, pg_temp as $$ select clock_timestamp() $$;
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    return clock_timestamp();
+end
+$$;
 -- Entries: what is hashed, and how an entry is appended. An entry's hash covers the hash before it
 -- and every column, in a form that no session setting changes: times as epoch microseconds, bytes
 -- as hex, metadata by its digest (so that personal data can be erased and the chain still holds).
@@ -40,20 +45,36 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
 $$;
 
 create function tokenlib.digest(p_document jsonb) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
+language sql immutable strict set search_path = pg_catalog, pg_temp as $$
     select sha256(convert_to(p_document::text, 'UTF8'))
 $$;
 
 -- The hashes are plpgsql, which keeps its plan: before PostgreSQL 18 a function in SQL is planned anew
--- for every entry, and verify takes three times as long.
+-- for every entry, and verify takes three times as long. A charge hands its columns over one by one:
+-- to fill a row of twenty columns first would cost more than the hash.
+create function tokenlib.charge_hash(
+    p_before bytea, p_version smallint, p_id uuid, p_organization uuid, p_token_type text,
+    p_number bigint, p_user uuid, p_feature text, p_units bigint, p_deducted bigint, p_waived bigint,
+    p_balance bigint, p_reservation uuid, p_held bigint, p_returned bigint, p_key text,
+    p_request_hash bytea, p_metadata_digest bytea, p_created_at timestamptz
+) returns bytea
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return sha256(p_before || convert_to(json_build_array(p_version, p_id, p_organization,
+        p_token_type, p_number, p_user, p_feature, p_units, p_deducted, p_waived, p_balance,
+        p_reservation, p_held, p_returned, p_key, encode(p_request_hash, 'hex'),
+        encode(p_metadata_digest, 'hex'), (extract(epoch from p_created_at) * 1000000)::bigint
+        )::text, 'UTF8'));
+end
+$$;
+
 create function tokenlib.usage_hash(p_before bytea, e public.ai_token_usage_log) returns bytea
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return sha256(p_before || convert_to(jsonb_build_array(
-        e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.user_id, e.feature_used,
-        e.units, e.tokens_deducted, e.tokens_waived, e.remaining_balance, e.reservation_id, e.held,
-        e.returned, e.idempotency_key, encode(e.request_hash, 'hex'),
-        encode(e.metadata_digest, 'hex'), tokenlib.microseconds(e.created_at))::text, 'UTF8'));
+    return tokenlib.charge_hash(p_before, e.hash_version, e.id, e.organization_id, e.token_type,
+        e.number, e.user_id, e.feature_used, e.units, e.tokens_deducted, e.tokens_waived,
+        e.remaining_balance, e.reservation_id, e.held, e.returned, e.idempotency_key,
+        e.request_hash, e.metadata_digest, e.created_at);
 end
 $$;
 
@@ -72,7 +93,7 @@ $$;
 create function tokenlib.event_hash(p_before bytea, e public.ai_token_events) returns bytea
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-    return sha256(p_before || convert_to(jsonb_build_array(
+    return sha256(p_before || convert_to(json_build_array(
         e.hash_version, e.id, e.organization_id, e.token_type, e.number, e.after_log, e.kind,
         e.balance_change, e.reserved_change, e.used_change, e.balance_after,
         tokenlib.microseconds(e.effective_at), tokenlib.microseconds(e.created_at), e.actor,
@@ -642,9 +663,13 @@ begin
 end
 $$;
 
-create function tokenlib.lock_key(p_organization uuid, p_key text) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
-    select pg_advisory_xact_lock(hashtextextended(p_key, hashtextextended(p_organization::text, 0)))
+-- One name in an organization, until the end of the transaction; null locks nothing.
+create function tokenlib.lock_key(p_organization uuid, p_key text) returns boolean
+language plpgsql strict set search_path = pg_catalog, pg_temp as $$
+begin
+    return pg_advisory_xact_lock(
+        hashtextextended(p_key, hashtextextended(p_organization::text, 0))) is not null;
+end
 $$;
 
 -- Locks a key (if any) and the wallet that is asked. The hold of an earlier request with this key may
@@ -681,13 +706,17 @@ $$;
 create function tokenlib.request_hash(
     p_user uuid, p_feature text, p_units bigint, p_metadata jsonb
 ) returns bytea
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select tokenlib.digest(jsonb_build_array(p_user, p_feature, p_units, p_metadata))
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    return sha256(convert_to(
+        jsonb_build_array(p_user, p_feature, p_units, p_metadata)::text, 'UTF8'));
+end
 $$;
 
+-- True, or an error that names the field.
 create function tokenlib.check_input(
-    p_units bigint, p_metadata jsonb, p_key text
-) returns void
+    p_units bigint, p_metadata jsonb, p_key text, p_mode text default null
+) returns boolean
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
     if p_units is null or p_units < 1 or p_units > 1000000 then
@@ -702,8 +731,199 @@ begin
         raise exception 'must have 1 to 255 characters'
             using errcode = '22023', column = 'idempotency_key';
     end if;
+    if p_mode not in ('enforce', 'log_only', 'off') then
+        raise exception 'must be enforce, log_only or off, not %', p_mode
+            using errcode = '22023', column = 'mode';
+    end if;
+    return true;
 end
 $$;
+
+-- Locks user and key of a request; null locks nothing. True, so that a declaration can hold it.
+create function tokenlib.lock_request(p_organization uuid, p_user uuid, p_key text) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_seed constant bigint := hashtextextended(p_organization::text, 0);
+begin
+    return (p_user is null
+            or pg_advisory_xact_lock(hashtextextended('user ' || p_user, v_seed)) is not null)
+        and (p_key is null
+            or pg_advisory_xact_lock(hashtextextended('key ' || p_key, v_seed)) is not null);
+end
+$$;
+
+-- Where a request did not find what it needs at a glance: opens the wallet's books, settles what is
+-- due, frees the key whose hold is over. ok: look again; else what stands in the way.
+create function tokenlib.bring_up(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_key text, p_hash bytea
+) returns tokenlib.answer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    w public.ai_tokens;
+begin
+    a.organization_id := p_organization;
+    a.user_id := p_user;
+    a.feature := p_feature;
+    a.replayed := false;
+    a.status := 'ok';
+    select token_type, cost * p_units into a.token_type, a.needed
+    from public.ai_token_features where feature = p_feature;
+    if not found then
+        a.status := 'unknown_feature';
+        return a;
+    end if;
+    w := tokenlib.open_wallet_for(p_organization, a.token_type, p_key);
+    if w.id is null then
+        a.status := 'unknown_organization';
+        return a;
+    end if;
+    a.created_at := w.last_entry_at;
+    a.plan := w.plan;
+    a.available := w.balance;
+    a.until := w.refresh_date;
+    return case when p_key is null then a else tokenlib.find_key(a, p_key, p_hash) end;
+end
+$$;
+
+-- Returns the answer and the wallet that pays, locked. status ok: the caller now writes the charge
+-- or the hold. p_asking: only ask, for can_use; nothing is recorded.
+create function tokenlib.admit(
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_key text, p_hash bytea, p_limits boolean, p_mode text, p_asking boolean,
+    out a tokenlib.answer, out w public.ai_tokens
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    -- Expressions: a statement that performs them costs some microseconds more.
+    v_fits constant boolean := tokenlib.check_input(p_units, p_metadata, p_key, p_mode);
+    v_locked constant boolean := tokenlib.lock_request(
+        p_organization, case when p_limits then p_user end, p_key);
+    v_now timestamptz;
+    v_shared public.ai_tokens;
+    f record;
+begin
+    loop
+        -- Nothing is locked where the key has a hold: that may lie on a wallet that comes first.
+        select * into w from public.ai_tokens
+        where organization_id = p_organization
+            and token_type = (select token_type from public.ai_token_features
+                where feature = p_feature)
+            and (p_key is null or not exists (select from public.ai_token_reservations
+                where organization_id = p_organization and idempotency_key = p_key
+                    and state = 'held'))
+        for no key update;
+        if found then
+            -- After the lock, which gave the transaction its number. So was a plan that was changed
+            -- meanwhile: the change holds the lock until it has written the new plan.
+            v_now := greatest(tokenlib.clock(), w.last_entry_at);
+            select o.plan, c.cost * p_units as needed,
+                m.organization_id is distinct from p_organization as stranger,
+                case
+                    when s.status in ('limited', 'expired') then 'payment_failed'
+                    when s.status = 'suspended' then 'organization_paused'
+                    when u.paused_at is not null then 'user_paused'
+                    when w.allowance = 0 then 'feature_not_in_plan'
+                    else 'ok'
+                end as status,
+                coalesce(p_mode,
+                    case when s.mode_until is null or s.mode_until > v_now then s.mode end,
+                    case when p.mode_until is null or p.mode_until > v_now then p.mode end,
+                    'enforce') as mode,
+                p_key is not null and (
+                    exists (select from public.ai_token_usage_log
+                        where organization_id = p_organization and idempotency_key = p_key)
+                    or exists (select from public.ai_token_events
+                        where organization_id = p_organization and idempotency_key = p_key)) as known
+            into f
+            from public.organizations o
+            join public.ai_token_features c on c.feature = p_feature
+            left join public.ai_token_parameters p on true
+            left join public.user_profiles m on m.id = p_user
+            left join public.ai_token_organization_settings s on s.organization_id = o.id
+            left join public.ai_token_user_settings u
+                on u.organization_id = o.id and u.user_id = p_user
+            where o.id = p_organization;
+            exit when w.event_number > 0 and w.due_at > v_now and not f.known
+                and (w.plan is not distinct from f.plan or w.token_type = 'shared');
+        end if;
+        a := tokenlib.bring_up(p_organization, p_user, p_feature, p_units, p_key, p_hash);
+        if a.status <> 'ok' then
+            if a.status = 'unknown_feature' and p_limits and not p_asking then
+                perform tokenlib.record_failed_attempt(p_user, p_feature, 'unknown feature');
+            end if;
+            return;
+        end if;
+    end loop;
+    w.last_entry_at := v_now;
+    a := row(f.status, null, p_organization, p_user, p_feature, w.token_type, f.needed, 0, null,
+        f.needed, w.balance, w.plan, null, null, null, v_now, w.refresh_date, false, f.mode, null
+        )::tokenlib.answer;
+    if f.stranger then
+        a.status := 'not_a_member'; -- in every mode: whose charge would it be?
+        if p_limits and not p_asking then
+            perform tokenlib.record_failed_attempt(p_user, p_feature, 'another organization');
+        end if;
+        return;
+    end if;
+    if a.mode = 'off' then
+        a.status := 'ok';
+    elsif p_limits and a.status = 'ok' then
+        a := tokenlib.check_limits(a, v_now);
+    end if;
+    if w.balance < a.needed and a.status = 'ok' and a.mode <> 'off' then
+        if w.allowance is null then
+            if not p_asking and a.mode = 'enforce' then
+                w := tokenlib.top_up(w, a.needed - w.balance, v_now);
+            end if;
+        else
+            -- A charge comes whole from its own wallet, else whole from `shared`.
+            v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
+            if v_shared.last_entry_at >= w.due_at then
+                -- It was waited for, and the own wallet has fallen due meanwhile.
+                w := tokenlib.open_wallet(p_organization, a.token_type);
+                a.created_at := w.last_entry_at;
+                a.available := w.balance;
+                a.until := w.refresh_date;
+            end if;
+            if w.balance >= a.needed then
+                a.status := 'ok';
+            elsif v_shared.id is not null and v_shared.balance >= a.needed then
+                w := v_shared;
+                a.token_type := w.token_type;
+                a.created_at := greatest(a.created_at, w.last_entry_at);
+            else
+                a.status := 'insufficient_tokens';
+            end if;
+        end if;
+    end if;
+    if a.status <> 'ok' and not p_asking then
+        perform tokenlib.record_refusal(a, v_now);
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+        a.tokens := 0;
+        a.waived := a.needed;
+    end if;
+end
+$$;
+
+-- Unlimited: the wallet is topped up in blocks, with an entry.
+create function tokenlib.top_up(
+    w public.ai_tokens, p_missing bigint, p_now timestamptz
+) returns public.ai_tokens
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_block bigint;
+begin
+    select greatest(top_up_block, p_missing) into strict v_block from public.ai_token_parameters;
+    update public.ai_token_grants set amount = amount + v_block, remaining = remaining + v_block
+    where organization_id = w.organization_id and token_type = w.token_type
+        and closed_at is null and kind = 'allowance';
+    return tokenlib.append_event(w, 'top_up', p_now, v_block, p_reason => 'unlimited allowance');
+end
+$$;
+-- Limits of each user, and the block after failed attempts.
 
 -- A failed attempt of a person who is known: a malformed call, or one in another organization's name. It
 -- stands among the refusals of their own organization, where the next charge with limits finds it. Once
@@ -750,200 +970,118 @@ begin
 end
 $$;
 
--- Limits of one user, counted from the log and the live holds under the user's lock.
+-- Limits of one user, counted from the log and the holds under the user's lock.
 create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
 returns tokenlib.answer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_limits public.ai_token_limits;
-    v_count bigint;
-    v_first timestamptz;
-    v_last timestamptz;
+    f record;
     v_until timestamptz;
 begin
-    select * into v_limits from public.ai_token_limits
-    where organization_id = a.organization_id or organization_id is null
-    order by organization_id nulls last limit 1;
-    if not found then
-        return a;
+    select l.*,
+        exists (select from public.ai_token_refusals
+            where organization_id = a.organization_id and user_id = a.user_id
+                and rule = 'failed_attempt' and last_at > p_now - interval '10 minutes') as failed,
+        greatest(
+            (select max(created_at) from public.ai_token_usage_log
+                where organization_id = a.organization_id and user_id = a.user_id
+                    and created_at > p_now - interval '1 minute' and reservation_id is null),
+            (select max(created_at) from public.ai_token_reservations
+                where organization_id = a.organization_id and user_id = a.user_id
+                    and created_at > p_now - interval '1 minute')) as last_at,
+        (select sum(log_number + event_number) from public.ai_tokens
+            where organization_id = a.organization_id) as entries
+    into f
+    from public.ai_token_limits l
+    where l.scope in (a.organization_id, '00000000-0000-0000-0000-000000000000')
+    order by l.scope desc limit 1;
+    if f.failed then
+        v_until := tokenlib.blocked_until(a.organization_id, a.user_id, f.failed_attempts, p_now);
     end if;
-    v_until := tokenlib.blocked_until(a.organization_id, a.user_id, v_limits.failed_attempts, p_now);
     if v_until is not null then
         a.status := 'rate_limited';
         a.limit_name := 'failed_attempts';
-        a.allowed := v_limits.failed_attempts;
+        a.allowed := f.failed_attempts;
         a.retry_after := extract(epoch from v_until - p_now);
-        return a;
-    end if;
-    if a.needed > v_limits.tokens_per_request then
+    elsif a.needed > f.tokens_per_request then
         a.status := 'rate_limited';
         a.limit_name := 'tokens_per_request';
-        a.allowed := v_limits.tokens_per_request;
-        return a;
-    end if;
-    select count(*), min(at), max(at) into v_count, v_first, v_last from (
-        select created_at as at from public.ai_token_usage_log
-        where organization_id = a.organization_id and user_id = a.user_id
-            and created_at > p_now - interval '1 minute' and reservation_id is null
-        union all
-        select created_at from public.ai_token_reservations
-        where organization_id = a.organization_id and user_id = a.user_id
-            and created_at > p_now - interval '1 minute'
-    ) as requests;
-    if v_count >= v_limits.requests_per_minute then
-        a.status := 'rate_limited';
-        a.limit_name := 'requests_per_minute';
-        a.allowed := v_limits.requests_per_minute;
-        a.retry_after := extract(epoch from v_first + interval '1 minute' - p_now);
-    elsif extract(epoch from p_now - v_last) < v_limits.seconds_between_requests then
-        a.status := 'rate_limited';
-        a.limit_name := 'seconds_between_requests';
-        a.allowed := ceil(v_limits.seconds_between_requests);
-        a.retry_after := v_limits.seconds_between_requests - extract(epoch from p_now - v_last);
+        a.allowed := f.tokens_per_request;
+    elsif f.last_at is not null then
+        -- Who makes fewer entries than are allowed, whoever makes them, stays within it.
+        if f.entries >= f.requests_per_minute then
+            v_until := tokenlib.minute_full_until(
+                a.organization_id, a.user_id, f.requests_per_minute, p_now);
+        end if;
+        if v_until is not null then
+            a.status := 'rate_limited';
+            a.limit_name := 'requests_per_minute';
+            a.allowed := f.requests_per_minute;
+            a.retry_after := extract(epoch from v_until - p_now);
+        elsif extract(epoch from p_now - f.last_at) < f.seconds_between_requests then
+            a.status := 'rate_limited';
+            a.limit_name := 'seconds_between_requests';
+            a.allowed := ceil(f.seconds_between_requests);
+            a.retry_after := f.seconds_between_requests - extract(epoch from p_now - f.last_at);
+        end if;
     end if;
     return a;
 end
 $$;
 
--- Returns the answer and the wallet that pays, locked. status ok: the caller now writes the charge
--- or the hold. p_asking: only ask, for can_use; nothing is recorded.
-create function tokenlib.admit(
-    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
-    p_key text, p_hash bytea, p_limits boolean, p_mode text, p_asking boolean,
-    out a tokenlib.answer, out w public.ai_tokens
-)
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+-- Until when a user's last minute holds as many requests as are allowed, or more; null: it does not.
+-- Looks at no more of them than are allowed. Where that is many it first asks the wallets: they number
+-- their entries without a gap and in the order of time. Of those that the last minute has touched, let
+-- each have an equal part of what is allowed: where the entry that stands so many places before the
+-- last is older than a minute, or there is none, everybody together made fewer.
+create function tokenlib.minute_full_until(
+    p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
+) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-    v_now timestamptz;
-    v_shared public.ai_tokens;
-    f record;
+    v_since constant timestamptz := p_now - interval '1 minute';
+    v_many boolean := true;
+    v_count bigint;
+    v_first timestamptz;
 begin
-    perform tokenlib.check_input(p_units, p_metadata, p_key);
-    if p_mode is not null and p_mode not in ('enforce', 'log_only', 'off') then
-        raise exception 'must be enforce, log_only or off, not %', p_mode
-            using errcode = '22023', column = 'mode';
+    if p_allowed > 100 then
+        with series as (
+            select token_type, log_number as last, true as charges from public.ai_tokens
+            where organization_id = p_organization and last_used_at > v_since
+            union all
+            select e.token_type, e.number, false from public.ai_tokens t
+            join public.ai_token_events e on e.organization_id = t.organization_id
+                and e.token_type = t.token_type and e.number = t.event_number
+            where t.organization_id = p_organization and e.created_at > v_since
+        ), places as (
+            select *, last + 1 - ceil(p_allowed::numeric / count(*) over ())::bigint as place
+            from series
+        )
+        select exists (select from places p
+                join public.ai_token_usage_log l on l.organization_id = p_organization
+                    and l.token_type = p.token_type and l.number = p.place
+                where p.charges and l.created_at > v_since)
+            or exists (select from places p
+                join public.ai_token_events e on e.organization_id = p_organization
+                    and e.token_type = p.token_type and e.number = p.place
+                where not p.charges and e.created_at > v_since)
+        into v_many;
     end if;
-    a.organization_id := p_organization;
-    a.user_id := p_user;
-    a.feature := p_feature;
-    a.replayed := false;
-    select token_type, cost * p_units into a.token_type, a.needed
-    from public.ai_token_features where feature = p_feature;
-    if not found then
-        a.status := 'unknown_feature';
-        if p_limits and not p_asking then
-            perform tokenlib.record_failed_attempt(p_user, p_feature, 'unknown feature');
-        end if;
-        return;
+    if v_many then
+        select count(*), min(at) into v_count, v_first from (
+            (select created_at as at from public.ai_token_usage_log
+                where organization_id = p_organization and user_id = p_user
+                    and created_at > v_since and reservation_id is null
+                order by created_at desc limit p_allowed)
+            union all
+            (select created_at from public.ai_token_reservations
+                where organization_id = p_organization and user_id = p_user
+                    and created_at > v_since
+                order by created_at desc limit p_allowed)
+            order by at desc limit p_allowed
+        ) as newest;
     end if;
-    if p_limits then
-        perform tokenlib.lock_key(p_organization, 'user ' || p_user::text);
-    end if;
-    w := tokenlib.open_wallet_for(p_organization, a.token_type, p_key);
-    if w.id is null then
-        a.status := 'unknown_organization';
-        return;
-    end if;
-    v_now := w.last_entry_at;
-    a.created_at := v_now;
-    a.plan := w.plan;
-    a.available := w.balance;
-    a.until := w.refresh_date;
-    a.status := 'ok';
-    if p_key is not null then
-        a := tokenlib.find_key(a, p_key, p_hash);
-        if a.status <> 'ok' then
-            return;
-        end if;
-    end if;
-
-    select m.id is not null as member, coalesce(s.status, 'active') as status,
-        u.paused_at is not null as paused,
-        coalesce(p_mode,
-            case when s.mode_until is null or s.mode_until > v_now then s.mode end,
-            case when p.mode_until is null or p.mode_until > v_now then p.mode end,
-            'enforce') as mode
-    into strict f
-    from public.ai_token_parameters p
-    left join public.user_profiles m on m.id = p_user and m.organization_id = p_organization
-    left join public.ai_token_organization_settings s on s.organization_id = p_organization
-    left join public.ai_token_user_settings u
-        on u.organization_id = p_organization and u.user_id = p_user;
-    a.mode := f.mode;
-    if not f.member then
-        a.status := 'not_a_member'; -- in every mode: whose charge would it be?
-        if p_limits and not p_asking then
-            perform tokenlib.record_failed_attempt(p_user, p_feature, 'another organization');
-        end if;
-        return;
-    end if;
-
-    if a.mode <> 'off' then
-        if f.status in ('limited', 'expired') then
-            a.status := 'payment_failed';
-        elsif f.status = 'suspended' then
-            a.status := 'organization_paused';
-        elsif f.paused then
-            a.status := 'user_paused';
-        elsif w.allowance = 0 then
-            a.status := 'feature_not_in_plan';
-        elsif p_limits then
-            a := tokenlib.check_limits(a, v_now);
-        end if;
-        if a.status = 'ok' and w.balance < a.needed then
-            if w.allowance is null then
-                if not p_asking and a.mode = 'enforce' then
-                    w := tokenlib.top_up(w, a.needed - w.balance, v_now);
-                end if;
-            else
-                -- A charge comes whole from its own wallet, else whole from `shared`.
-                v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
-                if v_shared.last_entry_at >= w.due_at then
-                    -- It was waited for, and the own wallet has fallen due meanwhile.
-                    w := tokenlib.open_wallet(p_organization, a.token_type);
-                    a.created_at := w.last_entry_at;
-                    a.available := w.balance;
-                    a.until := w.refresh_date;
-                end if;
-                if w.balance >= a.needed then
-                    a.status := 'ok';
-                elsif v_shared.id is not null and v_shared.balance >= a.needed then
-                    w := v_shared;
-                    a.token_type := w.token_type;
-                    a.created_at := greatest(a.created_at, w.last_entry_at);
-                else
-                    a.status := 'insufficient_tokens';
-                end if;
-            end if;
-        end if;
-        if a.status <> 'ok' and not p_asking then
-            perform tokenlib.record_refusal(a, v_now);
-        end if;
-    end if;
-    if a.mode = 'enforce' then
-        a.tokens := a.needed;
-        a.waived := 0;
-    else
-        a.status := 'ok';
-        a.tokens := 0;
-        a.waived := a.needed;
-    end if;
-end
-$$;
-
--- Unlimited: the wallet is topped up in blocks, with an entry.
-create function tokenlib.top_up(
-    w public.ai_tokens, p_missing bigint, p_now timestamptz
-) returns public.ai_tokens
-language plpgsql set search_path = pg_catalog, pg_temp as $$
-declare
-    v_block bigint;
-begin
-    select greatest(top_up_block, p_missing) into strict v_block from public.ai_token_parameters;
-    update public.ai_token_grants set amount = amount + v_block, remaining = remaining + v_block
-    where organization_id = w.organization_id and token_type = w.token_type
-        and closed_at is null and kind = 'allowance';
-    return tokenlib.append_event(w, 'top_up', p_now, v_block, p_reason => 'unlimited allowance');
+    return case when v_count >= p_allowed then v_first + interval '1 minute' end;
 end
 $$;
 -- Appends a charge to the log and moves the wallet in hand. p_held: what its reservation held, null
@@ -954,47 +1092,34 @@ create function tokenlib.append_usage(
 ) returns tokenlib.answer
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    l public.ai_token_usage_log;
+    v_id constant uuid := gen_random_uuid();
+    v_number constant bigint := w.log_number + 1;
+    v_balance constant bigint := w.balance
+        + case when p_reservation is null then -a.tokens else p_returned end;
+    v_digest constant bytea := tokenlib.digest(p_metadata);
+    v_hash constant bytea := tokenlib.charge_hash(w.log_hash, 1::smallint, v_id, w.organization_id,
+        w.token_type, v_number, a.user_id, a.feature, p_units, a.tokens, a.waived, v_balance,
+        p_reservation, p_held, p_returned, p_key, p_hash, v_digest, a.created_at);
 begin
-    w.balance := w.balance + case when p_reservation is null then -a.tokens else p_returned end;
-    w.reserved := w.reserved - p_held;
-    w.total_used := w.total_used + a.tokens;
-    w.log_number := w.log_number + 1;
-
-    l.id := gen_random_uuid();
-    l.organization_id := w.organization_id;
-    l.user_id := a.user_id;
-    l.token_type := w.token_type;
-    l.feature_used := a.feature;
-    l.tokens_deducted := a.tokens;
-    l.remaining_balance := w.balance;
-    l.metadata := p_metadata;
-    l.created_at := a.created_at;
-    l.number := w.log_number;
-    l.units := p_units;
-    l.tokens_waived := a.waived;
-    l.reservation_id := p_reservation;
-    l.held := p_held;
-    l.returned := p_returned;
-    l.idempotency_key := p_key;
-    l.request_hash := p_hash;
-    l.metadata_digest := tokenlib.digest(p_metadata);
-    l.hash_version := 1;
-    l.hash := tokenlib.usage_hash(w.log_hash, l);
-    insert into public.ai_token_usage_log values (l.*);
-
-    update public.ai_tokens set balance = w.balance, reserved = w.reserved,
-        total_used = w.total_used, total_allocated = w.balance + w.reserved + w.total_used,
+    update public.ai_tokens set balance = v_balance, reserved = w.reserved - p_held,
+        total_used = w.total_used + a.tokens,
+        total_allocated = v_balance + w.reserved - p_held + w.total_used + a.tokens,
         pending = w.pending, due_at = w.due_at, last_used_at = a.created_at,
         updated_at = a.created_at, last_entry_at = a.created_at,
-        log_number = w.log_number, log_hash = l.hash,
+        log_number = v_number, log_hash = v_hash,
         event_number = w.event_number, event_hash = w.event_hash
     where organization_id = w.organization_id and id = w.id;
-
+    insert into public.ai_token_usage_log (id, organization_id, user_id, token_type, feature_used,
+        tokens_deducted, remaining_balance, metadata, created_at, number, units, tokens_waived,
+        reservation_id, held, returned, idempotency_key, request_hash, metadata_digest, hash_version,
+        hash)
+    values (v_id, w.organization_id, a.user_id, w.token_type, a.feature, a.tokens, v_balance,
+        p_metadata, a.created_at, v_number, p_units, a.waived, p_reservation, p_held, p_returned,
+        p_key, p_hash, v_digest, 1, v_hash);
     a.status := 'ok';
-    a.id := l.id;
+    a.id := v_id;
     a.token_type := w.token_type;
-    a.balance := w.balance;
+    a.balance := v_balance;
     a.until := w.refresh_date;
     return a;
 end
@@ -1014,8 +1139,8 @@ declare
     v_hash bytea := case when p_key is not null
         then tokenlib.request_hash(p_user, p_feature, p_units, p_metadata) end;
 begin
-    select * into v_admitted from tokenlib.admit(p_organization, p_user, p_feature, p_units,
-        p_metadata, p_key, v_hash, p_limits, p_mode, false);
+    v_admitted := tokenlib.admit(p_organization, p_user, p_feature, p_units, p_metadata, p_key,
+        v_hash, p_limits, p_mode, false);
     a := v_admitted.a;
     w := v_admitted.w;
     if a.status = 'already_spent' then
@@ -1049,8 +1174,8 @@ begin
         raise exception 'must be more than 0 s and at most 1 day'
             using errcode = '22023', column = 'hold_for';
     end if;
-    select * into v_admitted from tokenlib.admit(p_organization, p_user, p_feature, p_units,
-        p_metadata, p_key, v_hash, p_limits, p_mode, false);
+    v_admitted := tokenlib.admit(p_organization, p_user, p_feature, p_units, p_metadata, p_key,
+        v_hash, p_limits, p_mode, false);
     a := v_admitted.a;
     w := v_admitted.w;
     if a.status = 'in_progress' and a.id = p_id then
@@ -1277,35 +1402,38 @@ create function tokenlib.has_enough(p_organization uuid, p_feature text, p_units
 returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    v_type text;
-    v_cost bigint;
-    v_allowance bigint;
-    v_enough boolean;
-    v_stale boolean;
+    v_fits constant boolean := tokenlib.check_input(p_units, null, null);
+    v_shared public.ai_tokens;
+    f record;
 begin
-    perform tokenlib.check_input(p_units, null, null);
-    select token_type, cost * p_units into v_type, v_cost
-    from public.ai_token_features where feature = p_feature;
-    if not found then
-        return 'unknown_feature';
-    end if;
-    for v_pass in 1..2 loop
-        select bool_or(a.balance >= v_cost or (a.allowance is null and a.token_type = v_type))
-                and bool_and(a.allowance <> 0 or a.allowance is null or a.token_type <> v_type),
-            coalesce(bool_or(a.event_number = 0 or a.due_at <= tokenlib.clock()
-                or (a.plan is distinct from o.plan and a.token_type <> 'shared')), true)
-                or count(*) filter (where a.token_type = v_type) = 0
-        into v_enough, v_stale
-        from public.organizations o
-        join public.ai_tokens a on a.organization_id = o.id
-        where o.id = p_organization and a.token_type in (v_type, 'shared');
-        exit when not v_stale;
-        if (tokenlib.open_wallet(p_organization, v_type)).id is null then
+    loop
+        select c.token_type, c.cost * p_units as cost, t.balance, t.allowance,
+            t.event_number > 0 and t.due_at > tokenlib.clock()
+                and (t.plan is not distinct from o.plan or t.token_type = 'shared') as current
+        into f
+        from public.ai_token_features c
+        left join public.organizations o on o.id = p_organization
+        left join public.ai_tokens t
+            on t.organization_id = o.id and t.token_type = c.token_type
+        where c.feature = p_feature;
+        exit when f.current;
+        if not found then
+            return 'unknown_feature';
+        elsif (tokenlib.open_wallet(p_organization, f.token_type)).id is null then
             return 'unknown_organization';
         end if;
-        perform tokenlib.open_wallet(p_organization, 'shared', p_create => false);
     end loop;
-    return case when v_enough then 'yes' else 'no' end;
+    if f.allowance is null or f.allowance > 0 and f.balance >= f.cost then
+        return 'yes';
+    elsif f.allowance = 0 then
+        return 'no';
+    end if;
+    select * into v_shared from public.ai_tokens
+    where organization_id = p_organization and token_type = 'shared';
+    if v_shared.due_at <= tokenlib.clock() or v_shared.event_number = 0 then
+        v_shared := tokenlib.open_wallet(p_organization, 'shared', p_create => false);
+    end if;
+    return case when v_shared.balance >= f.cost then 'yes' else 'no' end;
 end
 $$;
 
@@ -1317,8 +1445,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     a tokenlib.answer;
 begin
-    select (d.a).* into a from tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null,
-        null, p_limits, p_mode, true) as d;
+    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null, null, p_limits,
+        p_mode, true)).a;
     return a;
 end
 $$;

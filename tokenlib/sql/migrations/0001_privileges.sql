@@ -139,7 +139,8 @@ begin
             'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
             'sign_out', 'api_write', 'api_charges', 'api_can_use', 'api_balances', 'api_keys',
             'api_metrics',
-            'clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest', 'microseconds') then
+            'clock', 'usage_hash', 'charge_hash', 'event_hash', 'legacy_hash', 'digest',
+            'microseconds') then
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;
         if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage',
@@ -147,8 +148,8 @@ begin
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);
         end if;
-        if v_function.name in ('clock', 'usage_hash', 'event_hash', 'legacy_hash', 'digest',
-            'microseconds', 'is_staff') then
+        if v_function.name in ('clock', 'usage_hash', 'charge_hash', 'event_hash', 'legacy_hash',
+            'digest', 'microseconds', 'is_staff') then
             execute format('grant execute on function %s to tokenlib_reader', v_function.signature);
         end if;
         if v_function.name in ('my_organizations', 'clock') then

@@ -243,9 +243,11 @@ create table if not exists public.ai_token_usage_log (
     primary key (organization_id, id),
     constraint deducted_not_negative check (number is null or tokens_deducted >= 0),
     constraint log_number_once unique (organization_id, token_type, number),
-    constraint one_charge_per_reservation unique (organization_id, reservation_id),
     constraint charge_within_hold check (reservation_id is null or tokens_deducted + returned <= held)
 );
+-- Most charges have no reservation, and many no key.
+create unique index one_charge_per_reservation on public.ai_token_usage_log
+    (organization_id, reservation_id) where reservation_id is not null;
 create unique index one_charge_per_key on public.ai_token_usage_log
     (organization_id, idempotency_key) where idempotency_key is not null;
 create index usage_by_time on public.ai_token_usage_log (created_at);
@@ -375,6 +377,9 @@ create table public.ai_token_refusals (
     primary key (organization_id, user_id, feature, rule, minute)
 );
 create index refusals_by_time on public.ai_token_refusals (last_at);
+-- Every charge with limits asks whether these block the user. There are few of them.
+create index failed_attempts on public.ai_token_refusals (organization_id, user_id, last_at)
+    where rule = 'failed_attempt';
 
 create table public.ai_token_findings (
     id uuid not null default gen_random_uuid(),

@@ -25,6 +25,15 @@ select * from tokenlib.refund(%(organization_id)s, %(usage_id)s, %(actor)s, %(re
 select * from tokenlib.can_use(%(organization_id)s, %(user_id)s, %(feature)s, %(units)s,
     %(limits)s, %(mode)s)
 
+-- name: pays
+-- The plain case of has_enough: a wallet that is up to date and pays, read without calling a function.
+select true as pays
+from public.ai_token_features f
+join public.ai_tokens t on t.organization_id = %(organization_id)s and t.token_type = f.token_type
+join public.organizations o on o.id = t.organization_id
+where f.feature = %(feature)s and t.balance >= f.cost * %(units)s and t.allowance > 0
+    and t.event_number > 0 and t.due_at > tokenlib.clock() and t.plan = o.plan
+
 -- name: has_enough
 select tokenlib.has_enough(%(organization_id)s, %(feature)s, %(units)s) as status
 

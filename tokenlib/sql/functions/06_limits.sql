@@ -1,0 +1,161 @@
+-- Limits of each user, and the block after failed attempts.
+
+-- A failed attempt of a person who is known: a malformed call, or one in another organization's name. It
+-- stands among the refusals of their own organization, where the next charge with limits finds it. Once
+-- they are blocked no more is counted, so that the block ends.
+create function tokenlib.record_failed_attempt(p_user uuid, p_feature text, p_problem text)
+returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_own uuid;
+    v_allowed integer;
+    v_now timestamptz := tokenlib.clock();
+begin
+    select organization_id into v_own from public.user_profiles where id = p_user;
+    select failed_attempts into v_allowed from public.ai_token_limits
+    where organization_id = v_own or organization_id is null
+    order by organization_id nulls last limit 1;
+    if v_own is null or v_allowed is null
+        or tokenlib.blocked_until(v_own, p_user, v_allowed, v_now) is not null then
+        return;
+    end if;
+    insert into public.ai_token_refusals (organization_id, user_id, feature, rule, minute, first_at,
+        last_at, data)
+    values (v_own, p_user, left(coalesce(p_feature, ''), 100), 'failed_attempt',
+        date_trunc('minute', v_now, 'UTC'), v_now, v_now,
+        jsonb_build_object('problem', left(p_problem, 200)))
+    on conflict (organization_id, user_id, feature, rule, minute) do update set
+        count = ai_token_refusals.count + 1, last_at = excluded.last_at, data = excluded.data;
+end
+$$;
+
+-- Until when too many failed attempts of the last 10 minutes block a person; null: they do not.
+create function tokenlib.blocked_until(
+    p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
+) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+    return (select last_at + interval '10 minutes' from (
+        select last_at, sum(count) over (order by last_at desc, feature) as attempts
+        from public.ai_token_refusals
+        where organization_id = p_organization and user_id = p_user and rule = 'failed_attempt'
+            and last_at > p_now - interval '10 minutes') as failed
+    where attempts >= p_allowed
+    order by last_at desc limit 1);
+end
+$$;
+
+-- Limits of one user, counted from the log and the holds under the user's lock.
+create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
+returns tokenlib.answer
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    f record;
+    v_until timestamptz;
+begin
+    select l.*,
+        exists (select from public.ai_token_refusals
+            where organization_id = a.organization_id and user_id = a.user_id
+                and rule = 'failed_attempt' and last_at > p_now - interval '10 minutes') as failed,
+        greatest(
+            (select max(created_at) from public.ai_token_usage_log
+                where organization_id = a.organization_id and user_id = a.user_id
+                    and created_at > p_now - interval '1 minute' and reservation_id is null),
+            (select max(created_at) from public.ai_token_reservations
+                where organization_id = a.organization_id and user_id = a.user_id
+                    and created_at > p_now - interval '1 minute')) as last_at,
+        (select sum(log_number + event_number) from public.ai_tokens
+            where organization_id = a.organization_id) as entries
+    into f
+    from public.ai_token_limits l
+    where l.scope in (a.organization_id, '00000000-0000-0000-0000-000000000000')
+    order by l.scope desc limit 1;
+    if f.failed then
+        v_until := tokenlib.blocked_until(a.organization_id, a.user_id, f.failed_attempts, p_now);
+    end if;
+    if v_until is not null then
+        a.status := 'rate_limited';
+        a.limit_name := 'failed_attempts';
+        a.allowed := f.failed_attempts;
+        a.retry_after := extract(epoch from v_until - p_now);
+    elsif a.needed > f.tokens_per_request then
+        a.status := 'rate_limited';
+        a.limit_name := 'tokens_per_request';
+        a.allowed := f.tokens_per_request;
+    elsif f.last_at is not null then
+        -- Who makes fewer entries than are allowed, whoever makes them, stays within it.
+        if f.entries >= f.requests_per_minute then
+            v_until := tokenlib.minute_full_until(
+                a.organization_id, a.user_id, f.requests_per_minute, p_now);
+        end if;
+        if v_until is not null then
+            a.status := 'rate_limited';
+            a.limit_name := 'requests_per_minute';
+            a.allowed := f.requests_per_minute;
+            a.retry_after := extract(epoch from v_until - p_now);
+        elsif extract(epoch from p_now - f.last_at) < f.seconds_between_requests then
+            a.status := 'rate_limited';
+            a.limit_name := 'seconds_between_requests';
+            a.allowed := ceil(f.seconds_between_requests);
+            a.retry_after := f.seconds_between_requests - extract(epoch from p_now - f.last_at);
+        end if;
+    end if;
+    return a;
+end
+$$;
+
+-- Until when a user's last minute holds as many requests as are allowed, or more; null: it does not.
+-- Looks at no more of them than are allowed. Where that is many it first asks the wallets: they number
+-- their entries without a gap and in the order of time. Of those that the last minute has touched, let
+-- each have an equal part of what is allowed: where the entry that stands so many places before the
+-- last is older than a minute, or there is none, everybody together made fewer.
+create function tokenlib.minute_full_until(
+    p_organization uuid, p_user uuid, p_allowed integer, p_now timestamptz
+) returns timestamptz
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_since constant timestamptz := p_now - interval '1 minute';
+    v_many boolean := true;
+    v_count bigint;
+    v_first timestamptz;
+begin
+    if p_allowed > 100 then
+        with series as (
+            select token_type, log_number as last, true as charges from public.ai_tokens
+            where organization_id = p_organization and last_used_at > v_since
+            union all
+            select e.token_type, e.number, false from public.ai_tokens t
+            join public.ai_token_events e on e.organization_id = t.organization_id
+                and e.token_type = t.token_type and e.number = t.event_number
+            where t.organization_id = p_organization and e.created_at > v_since
+        ), places as (
+            select *, last + 1 - ceil(p_allowed::numeric / count(*) over ())::bigint as place
+            from series
+        )
+        select exists (select from places p
+                join public.ai_token_usage_log l on l.organization_id = p_organization
+                    and l.token_type = p.token_type and l.number = p.place
+                where p.charges and l.created_at > v_since)
+            or exists (select from places p
+                join public.ai_token_events e on e.organization_id = p_organization
+                    and e.token_type = p.token_type and e.number = p.place
+                where not p.charges and e.created_at > v_since)
+        into v_many;
+    end if;
+    if v_many then
+        select count(*), min(at) into v_count, v_first from (
+            (select created_at as at from public.ai_token_usage_log
+                where organization_id = p_organization and user_id = p_user
+                    and created_at > v_since and reservation_id is null
+                order by created_at desc limit p_allowed)
+            union all
+            (select created_at from public.ai_token_reservations
+                where organization_id = p_organization and user_id = p_user
+                    and created_at > v_since
+                order by created_at desc limit p_allowed)
+            order by at desc limit p_allowed
+        ) as newest;
+    end if;
+    return case when v_count >= p_allowed then v_first + interval '1 minute' end;
+end
+$$;
