@@ -201,24 +201,26 @@ declare
         p_organization, case when p_limits then p_user end, p_key);
     v_now timestamptz;
     v_shared public.ai_tokens;
-    f record;
+    c record;                                  -- the feature in the catalog
+    f record;                                  -- what else decides
+    l record;                                  -- a limit that is reached
 begin
     loop
-        -- Nothing is locked where the key has a hold: that may lie on a wallet that comes first.
-        select * into w from public.ai_tokens
-        where organization_id = p_organization
-            and token_type = (select token_type from public.ai_token_features
-                where feature = p_feature)
-            and (p_key is null or not exists (select from public.ai_token_reservations
+        select t.token_type, t.cost * p_units as cost, p_key is not null and exists (
+                select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
-                    and state = 'held'))
-        for no key update;
-        if found then
+                    and state = 'held') as held
+        into c
+        from public.ai_token_features t where t.feature = p_feature;
+        -- Nothing is locked here where the key has a hold: that may lie on a wallet that comes first.
+        if not c.held then
+            select * into w from public.ai_tokens
+            where organization_id = p_organization and token_type = c.token_type
+            for no key update;
             -- After the lock, which gave the transaction its number. So was a plan that was changed
             -- meanwhile: the change holds the lock until it has written the new plan.
             v_now := greatest(tokenlib.clock(), w.last_entry_at);
-            select o.plan, c.cost * p_units as needed,
-                m.organization_id is distinct from p_organization as stranger,
+            select o.plan, m.organization_id is distinct from p_organization as stranger,
                 case
                     when s.status in ('limited', 'expired') then 'payment_failed'
                     when s.status = 'suspended' then 'organization_paused'
@@ -237,7 +239,6 @@ begin
                         where organization_id = p_organization and idempotency_key = p_key)) as known
             into f
             from public.organizations o
-            join public.ai_token_features c on c.feature = p_feature
             left join public.ai_token_parameters p on true
             left join public.user_profiles m on m.id = p_user
             left join public.ai_token_organization_settings s on s.organization_id = o.id
@@ -256,8 +257,8 @@ begin
         end if;
     end loop;
     w.last_entry_at := v_now;
-    a := row(f.status, null, p_organization, p_user, p_feature, w.token_type, f.needed, 0, null,
-        f.needed, w.balance, w.plan, null, null, null, v_now, w.refresh_date, false, f.mode, null
+    a := row(f.status, null, p_organization, p_user, p_feature, w.token_type, c.cost, 0, null,
+        c.cost, w.balance, w.plan, null, null, null, v_now, w.refresh_date, false, f.mode, null
         )::tokenlib.answer;
     if f.stranger then
         a.status := 'not_a_member'; -- in every mode: whose charge would it be?
@@ -269,7 +270,13 @@ begin
     if a.mode = 'off' then
         a.status := 'ok';
     elsif p_limits and a.status = 'ok' then
-        a := tokenlib.check_limits(a, v_now);
+        l := tokenlib.check_limits(p_organization, p_user, a.needed, v_now);
+        if l.name is not null then
+            a.status := 'rate_limited';
+            a.limit_name := l.name;
+            a.allowed := l.allowed;
+            a.retry_after := l.retry_after;
+        end if;
     end if;
     if w.balance < a.needed and a.status = 'ok' and a.mode <> 'off' then
         if w.allowance is null then

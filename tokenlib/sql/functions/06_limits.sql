@@ -45,62 +45,60 @@ begin
 end
 $$;
 
--- Limits of one user, counted from the log and the holds under the user's lock.
-create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
-returns tokenlib.answer
+-- The limit that a request of so many tokens would break, counted from the log and the holds under the
+-- user's lock; a name that is null: none.
+create function tokenlib.check_limits(
+    p_organization uuid, p_user uuid, p_tokens bigint, p_now timestamptz,
+    out name text, out allowed bigint, out retry_after double precision
+)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     f record;
     v_until timestamptz;
 begin
-    select l.*,
+    select l.requests_per_minute, l.seconds_between_requests, l.tokens_per_request, l.failed_attempts,
         exists (select from public.ai_token_refusals
-            where organization_id = a.organization_id and user_id = a.user_id
+            where organization_id = p_organization and user_id = p_user
                 and rule = 'failed_attempt' and last_at > p_now - interval '10 minutes') as failed,
         greatest(
             (select max(created_at) from public.ai_token_usage_log
-                where organization_id = a.organization_id and user_id = a.user_id
+                where organization_id = p_organization and user_id = p_user
                     and created_at > p_now - interval '1 minute' and reservation_id is null),
             (select max(created_at) from public.ai_token_reservations
-                where organization_id = a.organization_id and user_id = a.user_id
+                where organization_id = p_organization and user_id = p_user
                     and created_at > p_now - interval '1 minute')) as last_at,
         (select sum(log_number + event_number) from public.ai_tokens
-            where organization_id = a.organization_id) as entries
+            where organization_id = p_organization) as entries
     into f
     from public.ai_token_limits l
-    where l.scope in (a.organization_id, '00000000-0000-0000-0000-000000000000')
+    where l.scope in (p_organization, '00000000-0000-0000-0000-000000000000')
     order by l.scope desc limit 1;
     if f.failed then
-        v_until := tokenlib.blocked_until(a.organization_id, a.user_id, f.failed_attempts, p_now);
+        v_until := tokenlib.blocked_until(p_organization, p_user, f.failed_attempts, p_now);
     end if;
     if v_until is not null then
-        a.status := 'rate_limited';
-        a.limit_name := 'failed_attempts';
-        a.allowed := f.failed_attempts;
-        a.retry_after := extract(epoch from v_until - p_now);
-    elsif a.needed > f.tokens_per_request then
-        a.status := 'rate_limited';
-        a.limit_name := 'tokens_per_request';
-        a.allowed := f.tokens_per_request;
+        name := 'failed_attempts';
+        allowed := f.failed_attempts;
+        retry_after := extract(epoch from v_until - p_now);
+    elsif p_tokens > f.tokens_per_request then
+        name := 'tokens_per_request';
+        allowed := f.tokens_per_request;
     elsif f.last_at is not null then
-        -- Who makes fewer entries than are allowed, whoever makes them, stays within it.
+        -- Where fewer entries were ever made than are allowed, no minute holds more.
         if f.entries >= f.requests_per_minute then
             v_until := tokenlib.minute_full_until(
-                a.organization_id, a.user_id, f.requests_per_minute, p_now);
+                p_organization, p_user, f.requests_per_minute, p_now);
         end if;
         if v_until is not null then
-            a.status := 'rate_limited';
-            a.limit_name := 'requests_per_minute';
-            a.allowed := f.requests_per_minute;
-            a.retry_after := extract(epoch from v_until - p_now);
+            name := 'requests_per_minute';
+            allowed := f.requests_per_minute;
+            retry_after := extract(epoch from v_until - p_now);
         elsif extract(epoch from p_now - f.last_at) < f.seconds_between_requests then
-            a.status := 'rate_limited';
-            a.limit_name := 'seconds_between_requests';
-            a.allowed := ceil(f.seconds_between_requests);
-            a.retry_after := f.seconds_between_requests - extract(epoch from p_now - f.last_at);
+            name := 'seconds_between_requests';
+            allowed := ceil(f.seconds_between_requests);
+            retry_after := f.seconds_between_requests - extract(epoch from p_now - f.last_at);
         end if;
     end if;
-    return a;
 end
 $$;
 

@@ -801,24 +801,26 @@ declare
         p_organization, case when p_limits then p_user end, p_key);
     v_now timestamptz;
     v_shared public.ai_tokens;
-    f record;
+    c record;                                  -- the feature in the catalog
+    f record;                                  -- what else decides
+    l record;                                  -- a limit that is reached
 begin
     loop
-        -- Nothing is locked where the key has a hold: that may lie on a wallet that comes first.
-        select * into w from public.ai_tokens
-        where organization_id = p_organization
-            and token_type = (select token_type from public.ai_token_features
-                where feature = p_feature)
-            and (p_key is null or not exists (select from public.ai_token_reservations
+        select t.token_type, t.cost * p_units as cost, p_key is not null and exists (
+                select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
-                    and state = 'held'))
-        for no key update;
-        if found then
+                    and state = 'held') as held
+        into c
+        from public.ai_token_features t where t.feature = p_feature;
+        -- Nothing is locked here where the key has a hold: that may lie on a wallet that comes first.
+        if not c.held then
+            select * into w from public.ai_tokens
+            where organization_id = p_organization and token_type = c.token_type
+            for no key update;
             -- After the lock, which gave the transaction its number. So was a plan that was changed
             -- meanwhile: the change holds the lock until it has written the new plan.
             v_now := greatest(tokenlib.clock(), w.last_entry_at);
-            select o.plan, c.cost * p_units as needed,
-                m.organization_id is distinct from p_organization as stranger,
+            select o.plan, m.organization_id is distinct from p_organization as stranger,
                 case
                     when s.status in ('limited', 'expired') then 'payment_failed'
                     when s.status = 'suspended' then 'organization_paused'
@@ -837,7 +839,6 @@ begin
                         where organization_id = p_organization and idempotency_key = p_key)) as known
             into f
             from public.organizations o
-            join public.ai_token_features c on c.feature = p_feature
             left join public.ai_token_parameters p on true
             left join public.user_profiles m on m.id = p_user
             left join public.ai_token_organization_settings s on s.organization_id = o.id
@@ -856,8 +857,8 @@ begin
         end if;
     end loop;
     w.last_entry_at := v_now;
-    a := row(f.status, null, p_organization, p_user, p_feature, w.token_type, f.needed, 0, null,
-        f.needed, w.balance, w.plan, null, null, null, v_now, w.refresh_date, false, f.mode, null
+    a := row(f.status, null, p_organization, p_user, p_feature, w.token_type, c.cost, 0, null,
+        c.cost, w.balance, w.plan, null, null, null, v_now, w.refresh_date, false, f.mode, null
         )::tokenlib.answer;
     if f.stranger then
         a.status := 'not_a_member'; -- in every mode: whose charge would it be?
@@ -869,7 +870,13 @@ begin
     if a.mode = 'off' then
         a.status := 'ok';
     elsif p_limits and a.status = 'ok' then
-        a := tokenlib.check_limits(a, v_now);
+        l := tokenlib.check_limits(p_organization, p_user, a.needed, v_now);
+        if l.name is not null then
+            a.status := 'rate_limited';
+            a.limit_name := l.name;
+            a.allowed := l.allowed;
+            a.retry_after := l.retry_after;
+        end if;
     end if;
     if w.balance < a.needed and a.status = 'ok' and a.mode <> 'off' then
         if w.allowance is null then
@@ -970,62 +977,60 @@ begin
 end
 $$;
 
--- Limits of one user, counted from the log and the holds under the user's lock.
-create function tokenlib.check_limits(a tokenlib.answer, p_now timestamptz)
-returns tokenlib.answer
+-- The limit that a request of so many tokens would break, counted from the log and the holds under the
+-- user's lock; a name that is null: none.
+create function tokenlib.check_limits(
+    p_organization uuid, p_user uuid, p_tokens bigint, p_now timestamptz,
+    out name text, out allowed bigint, out retry_after double precision
+)
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     f record;
     v_until timestamptz;
 begin
-    select l.*,
+    select l.requests_per_minute, l.seconds_between_requests, l.tokens_per_request, l.failed_attempts,
         exists (select from public.ai_token_refusals
-            where organization_id = a.organization_id and user_id = a.user_id
+            where organization_id = p_organization and user_id = p_user
                 and rule = 'failed_attempt' and last_at > p_now - interval '10 minutes') as failed,
         greatest(
             (select max(created_at) from public.ai_token_usage_log
-                where organization_id = a.organization_id and user_id = a.user_id
+                where organization_id = p_organization and user_id = p_user
                     and created_at > p_now - interval '1 minute' and reservation_id is null),
             (select max(created_at) from public.ai_token_reservations
-                where organization_id = a.organization_id and user_id = a.user_id
+                where organization_id = p_organization and user_id = p_user
                     and created_at > p_now - interval '1 minute')) as last_at,
         (select sum(log_number + event_number) from public.ai_tokens
-            where organization_id = a.organization_id) as entries
+            where organization_id = p_organization) as entries
     into f
     from public.ai_token_limits l
-    where l.scope in (a.organization_id, '00000000-0000-0000-0000-000000000000')
+    where l.scope in (p_organization, '00000000-0000-0000-0000-000000000000')
     order by l.scope desc limit 1;
     if f.failed then
-        v_until := tokenlib.blocked_until(a.organization_id, a.user_id, f.failed_attempts, p_now);
+        v_until := tokenlib.blocked_until(p_organization, p_user, f.failed_attempts, p_now);
     end if;
     if v_until is not null then
-        a.status := 'rate_limited';
-        a.limit_name := 'failed_attempts';
-        a.allowed := f.failed_attempts;
-        a.retry_after := extract(epoch from v_until - p_now);
-    elsif a.needed > f.tokens_per_request then
-        a.status := 'rate_limited';
-        a.limit_name := 'tokens_per_request';
-        a.allowed := f.tokens_per_request;
+        name := 'failed_attempts';
+        allowed := f.failed_attempts;
+        retry_after := extract(epoch from v_until - p_now);
+    elsif p_tokens > f.tokens_per_request then
+        name := 'tokens_per_request';
+        allowed := f.tokens_per_request;
     elsif f.last_at is not null then
-        -- Who makes fewer entries than are allowed, whoever makes them, stays within it.
+        -- Where fewer entries were ever made than are allowed, no minute holds more.
         if f.entries >= f.requests_per_minute then
             v_until := tokenlib.minute_full_until(
-                a.organization_id, a.user_id, f.requests_per_minute, p_now);
+                p_organization, p_user, f.requests_per_minute, p_now);
         end if;
         if v_until is not null then
-            a.status := 'rate_limited';
-            a.limit_name := 'requests_per_minute';
-            a.allowed := f.requests_per_minute;
-            a.retry_after := extract(epoch from v_until - p_now);
+            name := 'requests_per_minute';
+            allowed := f.requests_per_minute;
+            retry_after := extract(epoch from v_until - p_now);
         elsif extract(epoch from p_now - f.last_at) < f.seconds_between_requests then
-            a.status := 'rate_limited';
-            a.limit_name := 'seconds_between_requests';
-            a.allowed := ceil(f.seconds_between_requests);
-            a.retry_after := f.seconds_between_requests - extract(epoch from p_now - f.last_at);
+            name := 'seconds_between_requests';
+            allowed := ceil(f.seconds_between_requests);
+            retry_after := f.seconds_between_requests - extract(epoch from p_now - f.last_at);
         end if;
     end if;
-    return a;
 end
 $$;
 
