@@ -37,7 +37,7 @@ PARTS = {
         "tokenlib.charge_hash('\\x', 1::smallint, '{id}', '{id}', 'general', 1, '{id}',"
         " 'generate_insight', 1, 1, 0, 1, null, 0, 0, '{id}', '\\x', null, clock_timestamp())"
     ),
-    "hash of the request": "tokenlib.request_hash('{id}', 'generate_insight', 1, null)",
+    "hash of the request": "tokenlib.request_hash('{id}', 'generate_insight', i, null)",
     "an id (gen_random_uuid)": "gen_random_uuid()",
     "the clock": "tokenlib.clock()",
 }

@@ -377,7 +377,7 @@ create table public.ai_token_refusals (
     primary key (organization_id, user_id, feature, rule, minute)
 );
 create index refusals_by_time on public.ai_token_refusals (last_at);
--- Every charge with limits asks whether these block the user. There are few of them.
+-- Every charge with limits asks for these, of which there are few.
 create index failed_attempts on public.ai_token_refusals (organization_id, user_id, last_at)
     where rule = 'failed_attempt';
 
