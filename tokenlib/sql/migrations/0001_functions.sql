@@ -836,6 +836,8 @@ begin
                     exists (select from public.ai_token_usage_log
                         where organization_id = p_organization and idempotency_key = p_key)
                     or exists (select from public.ai_token_events
+                        where organization_id = p_organization and idempotency_key = p_key)
+                    or exists (select from public.ai_token_archived_keys
                         where organization_id = p_organization and idempotency_key = p_key)) as known
             into f
             from public.organizations o
