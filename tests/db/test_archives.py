@@ -26,9 +26,11 @@ from tokenlib import (
     UnknownUsage,
     Usage,
     archives,
+    demo,
 )
 from tokenlib.archives import Archived, archive
 from tokenlib.errors import InvalidInput
+from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 
 Person = tuple[UUID, UUID]
@@ -449,3 +451,35 @@ def test_what_an_anchor_elsewhere_knew_is_said_to_be_archived(
     old.archive(datetime(2026, 12, 1, tzinfo=UTC))
     found = old.tokens.verify(anchor=before.getvalue().splitlines())
     assert found.closed  # each cut is still known by its own entry
+
+
+def test_the_questions_answer_as_before(
+    token_database: TestDatabase, tokens: Tokens, tmp_path: Path
+) -> None:
+    size = demo.Size(3_000, organizations=40, users=120)
+    demo.load_rows(token_database.url(OWNER), tokens, size)
+    reports = Reports(tokens.database)
+    now = datetime.now(UTC)
+
+    def answers(*days: int) -> list[object]:
+        found: list[object] = []
+        for since in (now - timedelta(days=n) for n in days):
+            found.append(reports.usage_by_feature(since, now))
+            found.append(reports.top_organizations(since, now))
+            found.append(reports.usage_by_day(since, now))
+        return found
+
+    def closed(*, anew: bool = False) -> bool:
+        tokens.close_usage(anew=anew)
+        return tokens.close_usage() is not None
+
+    recent = answers(7, 30, 90)
+    assert closed()
+    everything = answers(119)
+    before = (now - timedelta(days=92)).replace(hour=0, minute=0, second=0, microsecond=0)
+    assert archive(token_database.url(OWNER), tmp_path, before, actor="keeper").rows > 100
+    assert answers(7, 30, 90) == recent
+    assert tokens.verify(archive=tmp_path).closed
+    assert answers(119)[0] == everything[0]  # the rollups know it still
+    assert closed(anew=True)
+    assert answers(7, 30, 90) == recent
