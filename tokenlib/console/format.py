@@ -135,6 +135,11 @@ def number(amount: int | Decimal | float) -> str:
     return format_decimal(amount, locale=_language(_told()), decimal_quantization=False)
 
 
+def tenths(amount: float) -> str:
+    """A number with one decimal: 12.3; in German 12,3."""
+    return format_decimal(amount, "#,##0.0", locale=_language(_told()))
+
+
 def signed(amount: int) -> str:
     """A number that is added or taken away: +1,820, -3."""
     return f"{'-' if amount < 0 else '+'}{number(abs(amount))}"

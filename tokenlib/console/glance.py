@@ -49,17 +49,22 @@ def figures(found: Overview, window: Window) -> None:
     draw = partial(_figure, whole_days=found.whole_days)
     before = "Below: the change against the time before, and whole days."
     with st.grid(5, min_column_width=150, row_height=190):
-        draw("Tokens charged", found.tokens, f"{found.tokens.value:,.0f}", f"Gross. {before}")
+        draw(
+            "Tokens charged",
+            found.tokens,
+            fmt.number(round(found.tokens.value)),
+            f"Gross. {before}",
+        )
         draw(
             "Organizations",
             found.organizations,
-            f"{found.organizations.value:,.0f}",
+            fmt.number(round(found.organizations.value)),
             f"Active ones, with a charge in this time. {before}",
         )
         draw(
             "Refusal rate",
             found.refusal_rate,
-            f"{found.refusal_rate.value:.1%}",
+            f"{fmt.tenths(found.refusal_rate.value * 100)}%",
             f"Refusals of all that was asked for {window.phrase}. {before}",
             good="down",
             points=True,
@@ -68,7 +73,7 @@ def figures(found: Overview, window: Window) -> None:
         draw(
             "Tokens refunded",
             found.refunded,
-            f"{found.refunded.value:,.0f}",
+            fmt.number(round(found.refunded.value)),
             f"Given back {window.phrase}. {before}",
             good="down",
         )
@@ -76,13 +81,13 @@ def figures(found: Overview, window: Window) -> None:
         draw(
             "Estimated AI cost",
             found.cost_cents,
-            f"${cost / 100:,.0f}",
+            f"${fmt.number(round(cost / 100))}",
             f"What these tokens cost to serve. {before}",
         )
     share = fmt.percent(cost / revenue) if revenue else "—"
     st.caption(
         f"The estimated AI cost is {share} of what the plans bring in over this time at present"
-        rf" prices, \${revenue / 100:,.0f}."
+        rf" prices, \${fmt.number(round(revenue / 100))}."
     )
 
 
@@ -278,7 +283,11 @@ def _figure(
 def _change(figure: Figure, points: bool) -> str | int:
     if points:
         moved = (figure.value - figure.before) * 100
-        return f"{moved:+.1f} points" if abs(moved) >= 0.05 else 0
+        return (
+            f"{'+' if moved > 0 else '-'}{fmt.tenths(abs(moved))} points"
+            if abs(moved) >= 0.05
+            else 0
+        )
     if figure.change is None:
         return "new" if figure.value else 0
     return fmt.change(figure.change) if abs(figure.change) >= 0.005 else 0
