@@ -54,6 +54,7 @@ READING = {
     "active_between",
     "bars",
     "top_usage",
+    "usage_archived_to",
     "usage_bars",
     "usage_between",
     "usage_closed",

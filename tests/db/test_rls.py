@@ -130,6 +130,7 @@ ROLLUPS = {
     "active_between",
     "bars",
     "top_usage",
+    "usage_archived_to",
     "usage_bars",
     "usage_between",
     "usage_closed",

@@ -242,3 +242,36 @@ def test_who_is_at_it_is_not_disturbed(
     with token_database.connect() as other, other.transaction():
         other.execute("select tokenlib.close_usage('1 day')")
         assert tokens.close_usage() is None
+
+
+def test_making_them_anew_keeps_what_was_archived(
+    tokens: Tokens, token_clock: TestClock, history: History, owner: psycopg.Connection
+) -> None:
+    reports = Reports(tokens.database)
+    history.write(NOW - 120 * DAY, NOW, 300)
+    token_clock.set(NOW)
+    tokens.close_usage()
+    tokens.close_usage()
+    windows = [(NOW - days * DAY, NOW - 3 * STEP) for days in (119, 96, 92, 30)]
+    before = [reports.usage_by_feature(since, until) for since, until in windows]
+    last = NOW - 95 * DAY
+    owner.execute("alter table ai_token_usage_log disable trigger append_only")
+    gone = owner.execute("delete from ai_token_usage_log where created_at <= %s", [last]).rowcount
+    assert gone > 20
+    owner.execute(
+        "insert into ai_token_events (organization_id, token_type, number, after_log, kind,"
+        " balance_after, effective_at, created_at, actor, data, hash_version, hash)"
+        " values (%s, 'general', 9999, 0, 'archived', 0, now(), now(), 'A test',"
+        " jsonb_build_object('last_at', tokenlib.utc(%s)), 1, '')",
+        (history.organizations[0], last),
+    )
+    assert reports.rollup_differences() == []
+    tokens.close_usage(anew=True)
+    for window, answer in zip(windows, before, strict=True):
+        edge = window[0] < last  # the rows at its edge lie in the archive
+        found = reports.usage_by_feature(*window)
+        assert edge or found == answer
+    aligned = (NOW - 119 * DAY).replace(minute=0, second=0, microsecond=0)
+    kept = sum(row.uses for row in reports.usage_by_feature(aligned, NOW))
+    assert kept > sum(row.uses for row in before[1])
+    assert reports.rollup_differences() == []

@@ -252,13 +252,29 @@ begin
 end
 $$;
 
--- Forgets the rollups: the questions read the log again, and close_usage begins anew.
+-- Up to when rows of the log may lie in an archive, on the grid; null: none do.
+create function tokenlib.usage_archived_to() returns timestamptz
+language sql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+    select date_bin('15 minutes', max((data ->> 'last_at')::timestamptz), '2000-01-01 00:00Z')
+        + interval '15 minutes'
+    from public.ai_token_events where kind = 'archived'
+$$;
+
+-- Forgets the rollups: the questions read the log again, and close_usage begins anew. What everybody
+-- used while rows are archived of is kept, since the log cannot tell it any more.
 create function tokenlib.forget_usage() returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_keep timestamptz := tokenlib.usage_archived_to();
 begin
     perform pg_advisory_xact_lock(7305404);
-    delete from public.ai_token_usage_closed;
-    delete from public.ai_token_usage_sums;
+    delete from public.ai_token_usage_closed where v_keep is null or closed_to is null
+        or closed_to < v_keep;
+    update public.ai_token_usage_closed
+    set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null;
+    delete from public.ai_token_usage_sums
+    where organization_id <> '00000000-0000-0000-0000-000000000000' or v_keep is null
+        or at > v_keep or not exists (select from public.ai_token_usage_closed);
     delete from public.ai_token_usage_kept;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_active;

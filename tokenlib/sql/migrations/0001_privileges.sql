@@ -144,7 +144,7 @@ begin
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;
         if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage',
-            'usage_closed', 'usage_edge', 'usage_raw', 'bars') then
+            'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);
         end if;

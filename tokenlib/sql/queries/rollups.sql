@@ -15,12 +15,14 @@ select closed_to, tokenlib.clock() - closed_to as lag
 from public.ai_token_usage_closed where closed_to is not null
 
 -- name: differences
--- Each day, feature and wallet where the rollups are not what the log and the refunds add up to.
+-- Each day, feature and wallet where the rollups are not what the log and the refunds add up to, as
+-- far as the log is not archived.
 with closed as materialized (select closed_to from public.ai_token_usage_closed),
 days as (
     select d as since, least(d + interval '24 hours', c.closed_to) as until
     from closed c
-    cross join generate_series(greatest(%(since)s::timestamptz, date_bin('5 minutes', least(
+    cross join generate_series(greatest(%(since)s::timestamptz,
+            tokenlib.usage_archived_to(), date_bin('5 minutes', least(
             (select min(created_at) from public.ai_token_usage_log),
             (select min(created_at) from public.ai_token_events where kind = 'refund')),
             '2000-01-01 00:00Z')),
