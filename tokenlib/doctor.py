@@ -182,7 +182,7 @@ def _books(reports: Reports) -> Iterator[Check]:
             "open finding",
             "",
             (
-                "Settle each: on the console's page Health, with `settle_finding`, or in SQL with"
+                "Settle each: on the console's page Health, with `tokenlib settle`, or in SQL with"
                 " select tokenlib.settle_finding(organization_id, id, 'who', 'why')"
                 " from public.ai_token_findings where id = '…';"
             ),

@@ -1,4 +1,4 @@
-"""anchor, verify --anchor, erase: files, exit codes and what is printed."""
+"""anchor, verify --anchor, settle, erase: files, exit codes and what is printed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.shell import Shell
 from tokenlib import Tokens
+from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 
 Person = tuple[UUID, UUID]
@@ -124,3 +125,54 @@ def test_an_anchor_that_cannot_be_written_names_its_file(
     file = tmp_path / "none" / "heads.jsonl"
     said = shell.error("anchor", "--output", file, exit_code=1)
     assert said == f"{file}: No such file or directory."
+
+
+@pytest.fixture
+def finding(tokens: Tokens, token_database: TestDatabase) -> tuple[UUID, UUID]:
+    """A wallet of the old set-up script whose use is in no log: its organization and finding."""
+    with token_database.connect() as owner:
+        row = owner.execute(
+            "insert into organizations (name, plan) values ('Acme', 'pro') returning id"
+        ).fetchone()
+        assert row is not None
+        owner.execute(
+            "insert into ai_tokens"
+            " (organization_id, token_type, balance, total_allocated, total_used)"
+            " values (%s, 'general', 45, 50, 5)",
+            row,
+        )
+        tokens.get_token_balance(row[0], "general")
+        found = owner.execute("select id from ai_token_findings").fetchone()
+    assert found is not None
+    return row[0], found[0]
+
+
+def test_a_finding_is_listed_and_settled_once(
+    shell: Shell, tokens: Tokens, finding: tuple[UUID, UUID]
+) -> None:
+    organization, finding_id = finding
+    before = tokens.get_token_balance(organization, "general")
+    listed = shell("settle").stdout
+    assert str(finding_id) in listed
+    assert "total_used 5, the log of the period says 0" in listed
+    said = shell("settle", finding_id, "--reason", "kept for the customer", "--actor", "on call")
+    assert said.stdout == (
+        "Settled: used differs from log, total_used 5, the log of the period says 0.\n"
+    )
+    [settled] = Reports(tokens.database).findings()
+    assert (settled.settled_by, settled.settlement) == ("on call", "kept for the customer")
+    assert tokens.get_token_balance(organization, "general") == before
+    assert shell("settle").stdout == "There are no open findings.\n"
+    assert shell.json("settle") == {"findings": []}
+    again = shell.error("settle", finding_id, "--reason", "twice", exit_code=1)
+    assert "settled" in again
+    assert tokens.verify().closed
+
+
+def test_settling_needs_a_reason_and_a_finding(shell: Shell, finding: tuple[UUID, UUID]) -> None:
+    assert "--reason" in shell("settle", finding[1], exit_code=2).stderr
+    assert "--reason is for one FINDING" in shell("settle", "--reason", "x", exit_code=2).stderr
+    nobody = uuid4()
+    assert f"no finding {nobody}" in shell("settle", nobody, "--reason", "x", exit_code=2).stderr
+    assert "is not a valid UUID" in shell("settle", "7", "--reason", "x", exit_code=2).stderr
+    assert str(finding[1]) in shell("settle").stdout

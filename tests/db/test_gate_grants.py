@@ -240,6 +240,7 @@ def test_grants_that_end_while_nobody_looks_are_settled_one_by_one(
     ]
 
 
+@pytest.mark.one_node
 def test_impossible_grants_change_nothing(tokens: Tokens, noon: datetime, pro: Person) -> None:
     with pytest.raises(InvalidInput, match="expires_at must be later"):
         tokens.grant(pro[0], GOAL, 1, expires_at=noon)

@@ -196,6 +196,7 @@ def test_no_switch_lets_a_stranger_through(tokens: Tokens, join: Join, pro: Pers
         tokens.deduct_tokens(pro[0], join("pro")[1], "generate_goal")
 
 
+@pytest.mark.one_node
 def test_the_operators_verbs_check_what_they_are_given(tokens: Tokens, pro: Person) -> None:
     with pytest.raises(InvalidInput, match="mode must be enforce, log_only or off"):
         tokens.set_mode("open", **WHO)  # type: ignore[arg-type]
@@ -332,6 +333,7 @@ def test_the_first_rule_that_refuses_is_named(tokens: Tokens, noon: datetime, jo
 # Books that nobody edits -------------------------------------------------------------------------
 
 
+@pytest.mark.one_node
 def test_the_old_emergency_fails_and_names_the_switch(
     pro: Person, owner: psycopg.Connection
 ) -> None:
@@ -343,6 +345,7 @@ def test_the_old_emergency_fails_and_names_the_switch(
     assert "TOKENLIB_SWITCH" in refused.value.diag.message_hint
 
 
+@pytest.mark.one_node
 @pytest.mark.parametrize("session", ["the owner's", "a superuser's", "a replica's"])
 def test_entries_are_append_only_for_everybody(
     tokens: Tokens, token_database: TestDatabase, pro: Person, session: str

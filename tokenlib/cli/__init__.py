@@ -61,6 +61,7 @@ for _command in (
     books.rollup,
     doctor.doctor,
     books.verify,
+    custody.settle,
     custody.anchor,
     custody.archive,
     custody.erase,

@@ -1,4 +1,4 @@
-"""The commands on what the books hold and keep: adopt, anchor, archive, erase."""
+"""The commands on what the books hold and keep: adopt, settle, anchor, archive, erase."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+from uuid import UUID
 
 import click
 
@@ -74,6 +75,49 @@ def _show_adoption(found: Adoption) -> None:
         click.echo(f"{what} would be taken in. Nothing was changed.")
     else:
         click.echo(f"{what} taken in, no usable balance changed.")
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("finding", required=False, type=click.UUID)
+@click.option("--reason", help="How it was settled, for the record. Needed with FINDING.")
+@click.option("--actor", default="command line", show_default=True, help="Who, for the record.")
+@json_option
+def settle(finding: UUID | None, reason: str | None, actor: str, as_json: bool) -> None:
+    """List the open findings of an adoption, or settle one by its id.
+
+    Settling writes an entry with who and why; the balance stays as the customer has it. A FINDING
+    that is settled already, or is none, is an error.
+    """
+    from tokenlib.reports import Reports
+
+    if finding is None and reason is not None:
+        raise click.UsageError("--reason is for one FINDING. Without it the open ones are listed.")
+    with gate() as tokens:
+        found = Reports(tokens.database).findings(settled=None if finding else False)
+        if finding is not None:
+            if reason is None:
+                raise click.UsageError("Say how it was settled: --reason.")
+            named = [row for row in found if row.id == finding]
+            if not named:
+                raise click.BadParameter(f"There is no finding {finding}.")
+            tokens.settle_finding(named[0].organization_id, finding, actor=actor, reason=reason)
+            found = [
+                row for row in Reports(tokens.database).findings(settled=True) if row.id == finding
+            ]
+    if as_json:
+        show_json({"findings": plain(found)})
+    elif finding is not None:
+        click.echo(f"Settled: {found[0].kind.replace('_', ' ')}, {found[0].detail}.")
+    elif found:
+        show_table(
+            ("id", "organization", "token type", "finding", "detail"),
+            [
+                (f.id, f.organization_id, f.token_type, f.kind.replace("_", " "), f.detail)
+                for f in found
+            ],
+        )
+    else:
+        click.echo("There are no open findings.")
 
 
 @click.command(epilog=EXIT_CODES)
