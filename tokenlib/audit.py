@@ -19,7 +19,8 @@ from tokenlib.errors import InvalidInput, NotAMember
 # A batch ends with the organization that reaches the second: a snapshot is not held for long, and
 # progress moves.
 _BATCH, _BATCH_ROWS = 200, 50_000
-_OF_ONE, _ONE = re.compile(r"= (any\(%\(ids\)s\)|w\.organization_id)"), "= (%(ids)s::uuid[])[1]"
+_OF_ONE = re.compile(r"= (any\(%\(ids\)s\)|\w+\.organization_id)")
+_ONE = "= (%(ids)s::uuid[])[1]"
 CHECKS = (
     "wallet_sums",
     "wallets_missing",

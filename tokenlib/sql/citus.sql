@@ -38,7 +38,8 @@ begin
     for v_trigger in
         select tgname, tgrelid::regclass as of_table from pg_catalog.pg_trigger
         where not tgisinternal and tgrelid in ('public.ai_tokens'::regclass,
-            'public.ai_token_usage_log'::regclass, 'public.ai_token_events'::regclass)
+            'public.ai_token_usage_log'::regclass, 'public.ai_token_events'::regclass,
+            'public.ai_token_archived_keys'::regclass)
             and tgfoid in (select oid from pg_catalog.pg_proc
                 where pronamespace = 'tokenlib'::regnamespace)
     loop
@@ -46,7 +47,8 @@ begin
     end loop;
 end
 $$;
-revoke update, delete, truncate on public.ai_token_usage_log, public.ai_token_events from current_user;
+revoke update, delete, truncate on public.ai_token_usage_log, public.ai_token_events,
+    public.ai_token_archived_keys from current_user;
 grant update (metadata, metadata_digest) on public.ai_token_usage_log to current_user;
 
 -- Nor subqueries in policies. A stable function is asked once for a search by its result; each node

@@ -4113,6 +4113,10 @@ declare
     v_plain jsonb;
     v_now timestamptz := tokenlib.clock();
 begin
+    -- As there: on Citus everybody asks alone.
+    if current_setting('citus.propagate_set_commands', true) = 'local' then
+        return;
+    end if;
     select array_agg(place order by place), array_agg(caller_id order by place),
         jsonb_agg(request order by place)
     into v_places, v_callers, v_plain
