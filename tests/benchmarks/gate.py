@@ -8,14 +8,16 @@ all rounds the books close, and the log has what was acknowledged, no more and n
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import psycopg
 
 from tests.benchmarks import machine
@@ -63,7 +65,7 @@ class Bench:
             for kind, make in makes.items()
         }
         try:
-            take_turns(list(sides.values()), self.rounds, self.seconds)
+            take_turns(list(sides.values()), self.rounds, self.seconds, self.processor)
         finally:
             self.others.close()
         self.scenarios[name] = sides
@@ -76,6 +78,15 @@ class Bench:
     def most(self, what: str, found: float | None, most: float) -> None:
         """A target from above."""
         self.targets.append(Target(what, found, most=most))
+
+    def processor(self) -> tuple[float, float]:
+        """Seconds of processor: of this process, and of the server's that are there now."""
+        postmaster = self.socket.parents[1] / "pgdata" / "postmaster.pid"
+        used = 0.0
+        for process in psutil.Process(int(postmaster.read_text().split()[0])).children():
+            with suppress(psutil.NoSuchProcess):
+                used += sum(process.cpu_times()[:2])
+        return time.process_time(), used
 
     # What is called on each side ---------------------------------------------------------------
 

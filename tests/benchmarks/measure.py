@@ -6,22 +6,28 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median, quantiles
 from typing import Any
 
 Caller = Callable[[], object]
+Meter = Callable[[], tuple[float, float]]
+"""Seconds of processor that client and server have used so far."""
 WARM_SECONDS = 0.5
+FIGURES = ("rate", "p50", "p99", "client", "server")
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one side did in one round: calls a second, milliseconds of a call."""
+    """What one side did in one round: calls a second, milliseconds of a call, and microseconds of
+    processor for a call, which other work on the machine hardly changes."""
 
     calls: int
     rate: float
     p50: float
     p99: float
+    client: float = 0.0
+    server: float = 0.0
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Side:
 
     def figures(self) -> dict[str, Any]:
         """For the JSON."""
-        medians = {name: round(self.median(name), 3) for name in ("rate", "p50", "p99")}
+        medians = {name: round(self.median(name), 3) for name in FIGURES}
         return {**medians, "calls": self.calls, "rounds": [asdict(one) for one in self.rounds]}
 
 
@@ -81,22 +87,35 @@ def summed(done: Sequence[tuple[float, float, Sequence[float]]]) -> Round:
     return Round(len(every), len(every) / took, cuts[49], cuts[98])
 
 
-def take_turns(sides: Sequence[Side], rounds: int, seconds: float) -> None:
+def take_turns(
+    sides: Sequence[Side], rounds: int, seconds: float, meter: Meter = lambda: (0.0, 0.0)
+) -> None:
     """Warm every side up, then A B A B: load that comes and goes meets all of them."""
     for side in sides:
         side.run(min(seconds, WARM_SECONDS))
     for _ in range(rounds):
         for side in sides:
-            side.rounds.append(side.run(seconds))
+            before = meter()
+            found = side.run(seconds)
+            client, server = (
+                (now - then) / found.calls * 1_000_000
+                for now, then in zip(meter(), before, strict=True)
+            )
+            side.rounds.append(replace(found, client=client, server=server))
 
 
 def table(title: str, sides: Mapping[str, Side], first: str) -> str:
     """Medians of each side, and its share of the first one's throughput."""
-    lines = [f"{title:40}{'a second':>10}{'p50 ms':>10}{'p99 ms':>10}{'of ' + first:>12}"]
+    metered = any(side.median("client") for side in sides.values())
+    lines = [
+        f"{title:40}{'a second':>10}{'p50 ms':>10}{'p99 ms':>10}{'of ' + first:>12}"
+        + (f"{'client µs':>11}{'server µs':>11}" if metered else "")
+    ]
     for name, side in sides.items():
         lines.append(
             f"  {name:38}{side.median('rate'):>10,.0f}{side.median('p50'):>10.2f}"
             f"{side.median('p99'):>10.2f}{ratio(sides, name, first):>12.2f}"
+            + (f"{side.median('client'):>11.0f}{side.median('server'):>11.0f}" if metered else "")
         )
     return "\n".join(lines)
 
