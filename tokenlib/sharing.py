@@ -26,7 +26,7 @@ from tokenlib.retry import LEAST_PATIENCE_SECONDS
 
 _MOST = 64
 # Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.
-STUCK_SECONDS = 0.02
+STUCK_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
 
 _LOST = (
@@ -44,6 +44,7 @@ class Caller:
         self.line: _Line | None = None  # in which they stand
         self.crew: list[Caller] = []  # for whom they are to ask
         self.begun = 0.0  # since when they are at work
+        self.id: UUID  # of the charge, if it is made with others
         self.row: tuple[Any, ...] | None = None
         self.error: DatabaseUnavailable | None = None
         self.woken = threading.Lock()
@@ -72,19 +73,25 @@ class _Line:
 
     def send(self, crew: list[Caller], now: float) -> Caller:
         """Let these go to work. Returns who leads, and has to be woken."""
-        for caller in crew:
-            caller.line = None
         leader = crew[0]
         leader.crew, leader.line, leader.begun = crew, self, now
         self.begun.append(now)
         return leader
 
+    def join(self, crew: list[Caller]) -> None:
+        """Let those who wait join the crew, as far as it has room."""
+        while self.waiting and len(crew) < _MOST:
+            caller = self.waiting.popleft()
+            caller.line = None
+            crew.append(caller)
+
     def next(self, now: float) -> Caller | None:
         """Whoever leads those who wait, if it is their turn."""
         if not self.waiting or not self.free(now):
             return None
-        most = min(len(self.waiting), _MOST)
-        return self.send([self.waiting.popleft() for _ in range(most)], now)
+        crew: list[Caller] = []
+        self.join(crew)
+        return self.send(crew, now)
 
 
 class SharedCommit:
@@ -192,10 +199,16 @@ class SharedCommit:
             if not caller.woken.acquire(timeout=STUCK_SECONDS):
                 self.look(caller)
                 self.give_up(caller, give_up_at)
-            elif len(caller.crew) > 1 and caller.line is not None:
-                self._lead(caller, caller.line, give_up_at)
-            else:
+            elif caller.line is None or not self._gathered(caller, caller.line):
                 return
+            else:
+                self._lead(caller, caller.line, give_up_at)
+
+    def _gathered(self, leader: Caller, line: _Line) -> bool:
+        """Whether others are to be asked for: also those who came since the leader was woken."""
+        with self._mutex:
+            line.join(leader.crew)
+            return len(leader.crew) > 1
 
     def withdraw(self, caller: Caller) -> bool:
         """Go away if nothing has come yet; whether that was so."""
@@ -211,7 +224,11 @@ class SharedCommit:
         rows: list[tuple[Any, ...]] = []
         lost = True
         try:
-            requests = json.dumps([_request(caller.asked) for caller in crew])
+            # One call for all of them: each is a call of the system.
+            drawn = os.urandom(16 * len(crew))
+            for place, caller in enumerate(crew):
+                caller.id = UUID(bytes=drawn[16 * place : 16 * place + 16], version=4)
+            requests = json.dumps([_request(caller) for caller in crew])
             rows = self._database.tuples(
                 statements("gate")["deduct_many"],
                 {"requests": requests, "wait": line.organization is not None},
@@ -272,10 +289,10 @@ class SharedCommit:
 def charged(caller: Caller) -> Row:
     """The answer to a caller who was charged with others, as `deduct` gives it."""
     assert caller.row is not None  # noqa: S101 - asked of such callers only
-    _, _, usage_id, token_type, tokens, balance, created_at = caller.row
+    _, _, token_type, tokens, balance, created_at = caller.row
     return {
         "status": "ok",
-        "id": usage_id,
+        "id": caller.id,
         "organization_id": caller.asked["organization_id"],
         "user_id": caller.asked["user_id"],
         "feature": caller.asked["feature"],
@@ -288,10 +305,12 @@ def charged(caller: Caller) -> Row:
     }
 
 
-def _request(asked: Mapping[str, Any]) -> dict[str, Any]:
+def _request(caller: Caller) -> dict[str, Any]:
+    asked = caller.asked
     return {
-        "organization": str(asked["organization_id"]),
-        "member": str(asked["user_id"]),
+        "id": caller.id.hex,
+        "organization": asked["organization_id"].hex,
+        "member": asked["user_id"].hex,
         "feature": asked["feature"],
         "units": asked["units"],
         "metadata": None if asked["metadata"] is None else asked["metadata"].obj,
