@@ -195,7 +195,7 @@ begin
             w.log_number := w.log_number + 1;
             w.last_entry_at := v_now;
 
-            l.id := r.id;
+            l.id := coalesce(r.id, gen_random_uuid());
             l.organization_id := r.organization;
             l.user_id := r.member;
             l.token_type := w.token_type;
