@@ -298,6 +298,39 @@ def test_a_wallet_that_is_locked_elsewhere_holds_nobody_else_up(
     assert sorted(commits(owner)) == [2, 2, 2, 10]
 
 
+@pytest.mark.parametrize("name", ["user", "key"])
+def test_a_person_or_key_that_is_in_other_hands_is_waited_for_by_its_own(
+    name: str, gate: Tokens, join: Join, token_database: TestDatabase, crowd: Crowd
+) -> None:
+    """As another process holds them while it charges with limits, or with that key."""
+    mine, other = join("enterprise"), join("enterprise")
+    for person in (mine, other):
+        gate.get_all_token_balances(person[0])
+    with token_database.connect() as holder:
+        locked = {"user": f"user {mine[1]}", "key": "key k"}[name]
+        holder.execute("begin")
+        holder.execute(
+            "select pg_advisory_xact_lock(hashtextextended(%s, hashtextextended(%s, 0)))",
+            (locked, str(mine[0])),
+        )
+        calls = crowd.start(
+            gate,
+            [
+                charge(gate, mine, INSIGHT, idempotency_key="k", limits=True),
+                charge(gate, mine, INSIGHT, idempotency_key="other", limits=name == "key"),
+                charge(gate, other, INSIGHT, idempotency_key="k"),
+            ],
+        )
+        if name == "key":
+            # Of the person's own limits, at most one request in three seconds, each sees the other.
+            calls.pop(1).end()
+        assert [call.end().remaining_balance for call in calls[1:]] == [499] * len(calls[1:])
+        assert calls[0].running
+        holder.execute("commit")
+    answer = calls[0].end()
+    assert isinstance(answer, RateLimited) if name == "key" else answer.remaining_balance == 498
+
+
 def test_a_caller_who_is_stuck_alone_holds_nobody_else_up(
     gate: Tokens, join: Join, token_database: TestDatabase
 ) -> None:
