@@ -300,12 +300,18 @@ def test_a_wallet_that_is_locked_elsewhere_holds_nobody_else_up(
 
 @pytest.mark.parametrize("name", ["user", "key"])
 def test_a_person_or_key_that_is_in_other_hands_is_waited_for_by_its_own(
-    name: str, gate: Tokens, join: Join, token_database: TestDatabase, crowd: Crowd
+    name: str,
+    gate: Tokens,
+    join: Join,
+    token_database: TestDatabase,
+    owner: psycopg.Connection,
+    crowd: Crowd,
 ) -> None:
     """As another process holds them while it charges with limits, or with that key."""
     mine, other = join("enterprise"), join("enterprise")
     for person in (mine, other):
         gate.get_all_token_balances(person[0])
+        limit(requests_per_minute=100)(gate, person, owner)
     with token_database.connect() as holder:
         locked = {"user": f"user {mine[1]}", "key": "key k"}[name]
         holder.execute("begin")
@@ -317,18 +323,14 @@ def test_a_person_or_key_that_is_in_other_hands_is_waited_for_by_its_own(
             gate,
             [
                 charge(gate, mine, INSIGHT, idempotency_key="k", limits=True),
-                charge(gate, mine, INSIGHT, idempotency_key="other", limits=name == "key"),
-                charge(gate, other, INSIGHT, idempotency_key="k"),
+                charge(gate, mine, INSIGHT, idempotency_key="other"),
+                charge(gate, other, INSIGHT, idempotency_key="k", limits=True),
             ],
         )
-        if name == "key":
-            # Of the person's own limits, at most one request in three seconds, each sees the other.
-            calls.pop(1).end()
-        assert [call.end().remaining_balance for call in calls[1:]] == [499] * len(calls[1:])
+        assert [call.end().remaining_balance for call in calls[1:]] == [499, 499]
         assert calls[0].running
         holder.execute("commit")
-    answer = calls[0].end()
-    assert isinstance(answer, RateLimited) if name == "key" else answer.remaining_balance == 498
+    assert calls[0].end().remaining_balance == 498
 
 
 def test_a_caller_who_is_stuck_alone_holds_nobody_else_up(
