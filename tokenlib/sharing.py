@@ -64,6 +64,8 @@ class _Line:
         self.begun: list[float] = []
 
     def free(self, now: float) -> bool:
+        if not self.begun:
+            return True
         stuck = STUCK_SECONDS if self.organization is None else float("inf")
         return all(now - begun > stuck for begun in self.begun)
 
@@ -164,7 +166,8 @@ class SharedCommit:
 
         def attempt(patience: float) -> Row:
             nonlocal first
-            give_up_at = time.monotonic() + patience
+            now = time.monotonic()
+            give_up_at = now + patience
 
             def alone() -> Row:
                 left = max(give_up_at - time.monotonic(), LEAST_PATIENCE_SECONDS)
@@ -176,11 +179,25 @@ class SharedCommit:
             first = False
             if caller is not None:
                 return self._answer(caller, give_up_at, alone)
+            if (line := self._seized(asked["organization_id"], now)) is not None:
+                try:
+                    return alone()
+                finally:
+                    self._end(line, now)
             here = Caller(asked)
             self.enter(here)
             return self._answer(here, give_up_at, alone)
 
         return self._database.retry.run(attempt, repeatable=kind != "once")
+
+    def _seized(self, organization: UUID, now: float) -> _Line | None:
+        """The line, if nobody is at work for it: then the caller is, from now on."""
+        with self._mutex:
+            line = self._lines.get(organization, self._main)
+            if not line.free(now):
+                return None
+            line.begun.append(now)
+            return line
 
     def _answer(self, caller: Caller, give_up_at: float, alone: Callable[[], Row]) -> Row:
         try:
