@@ -3828,72 +3828,11 @@ $$;
 -- are charged here: those to which every rule says yes, by what is seen at a glance. Whatever is not
 -- plain gets no row, and its caller asks tokenlib.deduct alone, which decides and puts on record.
 
--- How many requests with limits a person may still make now, and of how many tokens each; null: any
--- number. None where tokenlib.check_limits has to look more closely.
-create function tokenlib.room(
-    p_organization uuid, p_user uuid, p_now timestamptz, out requests bigint, out tokens bigint
-)
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-#variable_conflict use_column
-declare
-    v_limits public.ai_token_limits;
-    v_count bigint;
-    v_last timestamptz;
-    v_share bigint;
-begin
-    select l.* into v_limits from public.ai_token_limits l
-    where organization_id = p_organization or organization_id is null
-    order by organization_id nulls last limit 1;
-    tokens := v_limits.tokens_per_request;
-    requests := v_limits.requests_per_minute;
-    if v_limits.failed_attempts is not null and exists (
-        select from public.ai_token_refusals
-        where organization_id = p_organization and user_id = p_user and rule = 'failed_attempt'
-            and last_at > p_now - interval '10 minutes') then
-        requests := 0;
-    elsif v_limits.seconds_between_requests > 0 or requests < 1000 then
-        select count(*), max(at) into v_count, v_last from (
-            (select created_at as at from public.ai_token_usage_log
-            where organization_id = p_organization and user_id = p_user
-                and created_at > p_now - interval '1 minute'
-            order by created_at desc limit 1000)
-            union all
-            (select created_at from public.ai_token_reservations
-            where organization_id = p_organization and user_id = p_user
-                and created_at > p_now - interval '1 minute'
-            order by created_at desc limit 1000)
-        ) as made;
-        requests := requests - v_count;
-        if v_limits.seconds_between_requests > 0 then
-            requests := case
-                when extract(epoch from p_now - v_last) < v_limits.seconds_between_requests then 0
-                else least(requests, 1) end;
-        end if;
-    else
-        -- Numbers have no gap: if the entry so many before a wallet's last one is older than a minute,
-        -- then fewer were made in it, whoever made them. Wallets and holds have a share each.
-        select requests / (count(*) + 2) into v_share from public.ai_token_types;
-        requests := v_share;
-        if exists (
-            select from public.ai_tokens t
-            join public.ai_token_usage_log l on l.organization_id = t.organization_id
-                and l.token_type = t.token_type and l.number = t.log_number - v_share
-            where t.organization_id = p_organization and l.created_at > p_now - interval '1 minute')
-            or (select count(*) from (select from public.ai_token_reservations
-                where organization_id = p_organization and user_id = p_user
-                    and created_at > p_now - interval '1 minute' limit 100) as holds) >= least(v_share, 100)
-        then
-            requests := 0;
-        end if;
-    end if;
-end
-$$;
-
 -- p_requests: in the order of their arrival, which is `place`: 1, 2, 3 … The answer has a row per
 -- charge that was made, and one that says `locked` where somebody else has the wallet or the person in
 -- hand. p_wait: all are of one organization, and wait for it.
 create function tokenlib.deduct_many(p_requests jsonb, p_wait boolean)
-returns table (place bigint, locked boolean, id uuid, token_type text, tokens bigint,
+returns table (place bigint, locked boolean, token_type text, tokens bigint,
     balance bigint, created_at timestamptz)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 -- Lists of any length have one plan, by the indexes, and none is worth compiling.
@@ -3913,10 +3852,12 @@ declare
     v_cost bigint[];
     v_metadata jsonb[];
     v_key text[];
+    v_id uuid[];
     v_free boolean[];                          -- whether nobody else has the person in hand
     v_mine boolean[];                          -- … nor the key
-    v_requests bigint[];                       -- of a person: how many requests are left
-    v_tokens bigint[];                         -- … and of how many tokens each
+    v_plan text[];
+    v_requests bigint[];
+    v_tokens bigint[];
     v_wallets public.ai_tokens[];
     v_charged public.ai_tokens[];
     v_rows public.ai_token_usage_log[];
@@ -3942,21 +3883,22 @@ begin
     end if;
     select array_agg(place), array_agg(organization), array_agg(token_type), array_agg(wallet),
         array_agg(member), array_agg(person), array_agg(limits), array_agg(feature), array_agg(units),
-        array_agg(cost), array_agg(metadata), array_agg(key),
+        array_agg(cost), array_agg(metadata), array_agg(key), array_agg(id),
         array_agg(not limits or pg_try_advisory_xact_lock(hashtextextended('user ' || member::text,
             hashtextextended(organization::text, 0)))),
         array_agg(key is null or pg_try_advisory_xact_lock(hashtextextended('key ' || key,
             hashtextextended(organization::text, 0))))
     into v_place, v_organization, v_type, v_wallet, v_user, v_person, v_limits, v_feature, v_units,
-        v_cost, v_metadata, v_key, v_free, v_mine
+        v_cost, v_metadata, v_key, v_id, v_free, v_mine
     from (
         select a.*, f.token_type, f.cost * a.units as cost,
             dense_rank() over (order by a.organization, f.token_type) as wallet,
             dense_rank() over (order by a.organization, a.member) as person,
             row_number() over (partition by a.organization, a.key order by a.place) as uses
         from rows from (jsonb_to_recordset(p_requests) as (organization uuid, member uuid,
-            feature text, units bigint, metadata jsonb, key text, limits boolean)) with ordinality
-            as a (organization, member, feature, units, metadata, key, limits, place)
+            feature text, units bigint, metadata jsonb, key text, limits boolean, id uuid))
+            with ordinality as a (organization, member, feature, units, metadata, key, limits, id,
+            place)
         join public.ai_token_features f on f.feature = a.feature
         where a.units between 1 and 1000000
             and (a.metadata is null or octet_length(a.metadata::text) <= 16384)
@@ -3988,17 +3930,55 @@ begin
         end loop;
     end if;
 
+    -- What the gate reads after its locks, read after these. Of each person: the plan, null where they are
+    -- none of the organization's or something is out of the ordinary; how many requests the limits
+    -- leave them, null for all that are here; of how many tokens each.
     v_now := tokenlib.clock();
-    if true = any (v_limits) then
-        select array_agg((room).requests order by person), array_agg((room).tokens order by person)
-        into v_requests, v_tokens
+    select array_agg(plan order by person), array_agg(requests order by person),
+        array_agg(tokens order by person)
+    into v_plan, v_requests, v_tokens
+    from (
+        select person, o.plan, l.tokens_per_request as tokens,
+            case
+                when l.scope is null then null
+                when l.failed_attempts is not null and (
+                    select count(*) from public.ai_token_refusals
+                    where organization_id = organization and user_id = member
+                        and rule = 'failed_attempt' and last_at > v_now - interval '10 minutes') > 0
+                    then 0
+                when l.seconds_between_requests > 0 then
+                    case when (select count(*) from public.ai_token_usage_log
+                            where organization_id = organization and user_id = member
+                                and created_at > v_now - interval '1 minute') = 0
+                        and (select count(*) from public.ai_token_reservations
+                            where organization_id = organization and user_id = member
+                                and created_at > v_now - interval '1 minute') = 0
+                        and coalesce(l.requests_per_minute > 0, true) then 1 else 0 end
+                when l.requests_per_minute is null or l.requests_per_minute - times >= (
+                    select sum(log_number + event_number) from public.ai_tokens
+                    where organization_id = organization) then null
+                when l.requests_per_minute < times or tokenlib.minute_full_until(organization,
+                    member, l.requests_per_minute - times + 1, v_now) is not null then 0
+            end as requests
         from (
-            select person, tokenlib.room(organization, member, v_now) as room from (
-                select distinct person, organization, member
-                from unnest(v_organization, v_user, v_person) as a (organization, member, person)
-                offset 0) as people offset 0) as people;
-    end if;
-    -- What the gate reads after its locks, read after these.
+            select organization, member, person, bool_or(limits) as limits, count(*)::integer as times
+            from unnest(v_organization, v_user, v_person, v_limits)
+                as a (organization, member, person, limits)
+            group by organization, member, person offset 0) as people
+        left join lateral (select * from public.ai_token_limits
+            where limits and scope in (organization, '00000000-0000-0000-0000-000000000000')
+            order by scope desc limit 1) as l on true
+        left join lateral (select o.plan from public.user_profiles m
+            join public.organizations o on o.id = m.organization_id
+            cross join public.ai_token_parameters p
+            where m.id = member and m.organization_id = organization and p.mode = 'enforce'
+                and (select count(*) from public.ai_token_organization_settings
+                    where organization_id = organization
+                        and (mode is not null or status <> 'active')) = 0
+                and (select count(*) from public.ai_token_user_settings
+                    where organization_id = organization and user_id = member
+                        and paused_at is not null) = 0
+            limit 1) as o on true) as people;
     for r in
         select a.*,
             key is null
@@ -4023,9 +4003,10 @@ begin
                         where organization_id = a.organization and user_id = a.member
                             and paused_at is not null) = 0
                 limit 1) as plan
+                    where organization_id = a.organization and idempotency_key = key) = 0 as new
         from unnest(v_place, v_organization, v_wallet, v_user, v_person, v_limits, v_feature,
-            v_units, v_cost, v_metadata, v_key, v_free, v_mine) as a (place, organization, wallet,
-            member, person, limits, feature, units, cost, metadata, key, free, mine)
+            v_units, v_cost, v_metadata, v_key, v_id, v_free, v_mine) as a (place, organization,
+            wallet, member, person, limits, feature, units, cost, metadata, key, id, free, mine)
         order by wallet, place
     loop
         if v_number <> r.wallet then
@@ -4041,7 +4022,7 @@ begin
             locked := true;
             return next;
         -- The earlier ones of this commit count.
-        elsif r.mine and r.new and w.plan = r.plan and w.balance >= r.cost and w.allowance > 0
+        elsif r.mine and r.new and w.plan = v_plan[r.person] and w.balance >= r.cost and w.allowance > 0
             and w.event_number > 0 and w.due_at > v_now and w.last_entry_at <= v_now
             and (not r.limits or coalesce(v_requests[r.person] > 0, true)
                 and coalesce(v_tokens[r.person] >= r.cost, true)) then
@@ -4053,7 +4034,7 @@ begin
             w.log_number := w.log_number + 1;
             w.last_entry_at := v_now;
 
-            l.id := gen_random_uuid();
+            l.id := coalesce(r.id, gen_random_uuid());
             l.organization_id := r.organization;
             l.user_id := r.member;
             l.token_type := w.token_type;
@@ -4077,7 +4058,6 @@ begin
             v_rows := v_rows || l;
             place := r.place;
             locked := false;
-            id := l.id;
             token_type := l.token_type;
             tokens := r.cost;
             balance := w.balance;
