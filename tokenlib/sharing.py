@@ -306,7 +306,7 @@ class SharedCommit:
 def charged(caller: Caller) -> Row:
     """The answer to a caller who was charged with others, as `deduct` gives it."""
     assert caller.row is not None  # noqa: S101 - asked of such callers only
-    _, _, token_type, tokens, balance, created_at = caller.row
+    _, _, _, token_type, tokens, balance, created_at = caller.row
     return {
         "status": "ok",
         "id": caller.id,

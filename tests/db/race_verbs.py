@@ -125,7 +125,7 @@ def deduct_in_company(seat: Seat, scene: Scene, place: int) -> Answer:
     rows = seat.tokens.database.tuples(statements("gate")["deduct_many"], params, 30)
     if not rows or rows[0][1]:
         return deduct(seat, scene, place)
-    [(_, _, token_type, tokens, balance, _)] = rows
+    [(_, _, _, token_type, tokens, balance, _)] = rows
     return token_type, tokens, 0, balance
 
 

@@ -455,7 +455,7 @@ SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "empty": (empty, {}),
     "pays the pack": (pack, {}),
     "unlimited": (unlimited, {"units": 500}),
-    "plan changed outside": (another_plan, {"units": 20}),
+    "plan changed outside": (another_plan, {}),
     "no wallets yet": (no_wallets, {}),
     "grant expires": (about_to_expire, {"units": 9}),
 }

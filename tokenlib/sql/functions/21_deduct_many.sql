@@ -6,7 +6,7 @@
 -- charge that was made, and one that says `locked` where somebody else has the wallet or the person in
 -- hand. p_wait: all are of one organization, and wait for it.
 create function tokenlib.deduct_many(p_requests jsonb, p_wait boolean)
-returns table (place bigint, locked boolean, token_type text, tokens bigint,
+returns table (place bigint, locked boolean, id uuid, token_type text, tokens bigint,
     balance bigint, created_at timestamptz)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 -- Lists of any length have one plan, by the indexes, and none is worth compiling.
@@ -219,6 +219,7 @@ begin
             v_rows := v_rows || l;
             place := r.place;
             locked := false;
+            id := l.id;
             token_type := l.token_type;
             tokens := r.cost;
             balance := w.balance;
