@@ -3932,7 +3932,8 @@ begin
 
     -- What the gate reads after its locks, read after these. Of each person: the plan, null where they are
     -- none of the organization's or something is out of the ordinary; how many requests the limits
-    -- leave them, null for all that are here; of how many tokens each.
+    -- leave them, null for all that are here; of how many tokens each. Entries are numbered: who makes
+    -- fewer than are allowed, whoever makes them, stays within it. Else no more than 500 are counted.
     v_now := tokenlib.clock();
     select array_agg(plan order by person), array_agg(requests order by person),
         array_agg(tokens order by person)
@@ -3957,8 +3958,13 @@ begin
                 when l.requests_per_minute is null or l.requests_per_minute - times >= (
                     select sum(log_number + event_number) from public.ai_tokens
                     where organization_id = organization) then null
-                when l.requests_per_minute < times or tokenlib.minute_full_until(organization,
-                    member, l.requests_per_minute - times + 1, v_now) is not null then 0
+                when (select count(*) from (select from public.ai_token_usage_log
+                        where organization_id = organization and user_id = member
+                            and created_at > v_now - interval '1 minute' limit 500) as charges)
+                    + (select count(*) from (select from public.ai_token_reservations
+                        where organization_id = organization and user_id = member
+                            and created_at > v_now - interval '1 minute' limit 500) as holds)
+                    > least(499, l.requests_per_minute - times) then 0
             end as requests
         from (
             select organization, member, person, bool_or(limits) as limits, count(*)::integer as times
