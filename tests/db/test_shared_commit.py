@@ -334,9 +334,15 @@ def test_a_person_or_key_that_is_in_other_hands_is_waited_for_by_its_own(
 
 
 def test_a_caller_who_is_stuck_alone_holds_nobody_else_up(
-    gate: Tokens, join: Join, token_database: TestDatabase
+    join: Join, token_database: TestDatabase
 ) -> None:
     """The lone caller waits for a lock; those who come meanwhile do not wait for the caller."""
+    url = f"{token_database.url()}&options=-c%20lock_timeout%3D0"
+    with Tokens(Database(url, pool_size=32, retry=PATIENT)) as gate:
+        _stuck_alone(gate, join, token_database)
+
+
+def _stuck_alone(gate: Tokens, join: Join, token_database: TestDatabase) -> None:
     stuck, free = join("enterprise"), join("enterprise")
     for person in (stuck, free):
         gate.get_all_token_balances(person[0])
@@ -345,9 +351,10 @@ def test_a_caller_who_is_stuck_alone_holds_nobody_else_up(
         holder.execute("select from ai_tokens where organization_id = %s for update", (stuck[0],))
         alone = Call(charge(gate, stuck, INSIGHT))
         until(lambda: len(gate.shared._main.begun) == 1)
+        [begun] = gate.shared._main.begun
         calls = [Call(charge(gate, free, INSIGHT)) for _ in range(8)]
         assert sorted(call.end().remaining_balance for call in calls) == list(range(492, 500))
-        assert alone.running
+        assert gate.shared._main.begun[0] == begun  # the same attempt, all the while
         holder.execute("commit")
     assert alone.end().remaining_balance == 499
 
@@ -431,6 +438,11 @@ def about_to_expire(tokens: Tokens, person: Person, owner: psycopg.Connection) -
     tokens.grant(person[0], "goal_generation", 7, expires_at=now[0] + timedelta(seconds=30))
 
 
+def given_without_plan(tokens: Tokens, person: Person, owner: psycopg.Connection) -> None:
+    tokens.change_plan(person[0], "starter", **WHO)
+    tokens.grant(person[0], "goal_generation", 50)
+
+
 SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "nothing": (lambda *_: None, {}),
     "limits": (lambda *_: None, {"limits": True}),
@@ -442,6 +454,7 @@ SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "mode off": (lambda t, p, _: t.set_mode("off", p[0], **WHO), {}),
     "mode enforce": (lambda t, p, _: t.set_mode("enforce", p[0], **WHO), {}),
     "not in the plan": (lambda t, p, _: t.change_plan(p[0], "starter", **WHO), {}),
+    "not in the plan, but given": (given_without_plan, {}),
     "no requests": (limit(requests_per_minute=0), {"limits": True}),
     "one request": (limit(requests_per_minute=1), {"limits": True}),
     "one request, limits off": (limit(requests_per_minute=1), {}),
@@ -649,8 +662,11 @@ def test_a_leader_who_is_interrupted_strands_nobody(
 
     monkeypatch.setattr(gate.database, "tuples", interrupted)
     calls = [charge(gate, pro, INSIGHT, idempotency_key=f"k{n}") for n in range(4)]
-    answers = crowd.run(gate, calls)
+    *answers, keyless = crowd.run(gate, [*calls, charge(gate, pro, INSIGHT)])
     assert isinstance(answers[0], KeyboardInterrupt)
+    # Nobody knows whether the statement that was interrupted went through.
+    assert isinstance(keyless, DatabaseUnavailable)
+    assert keyless.outcome == "unknown"
     assert sorted(usage.remaining_balance for usage in answers[1:]) == [47, 48, 49]
     monkeypatch.undo()
     assert gate.deduct_tokens(*pro, INSIGHT).remaining_balance == 46

@@ -3996,19 +3996,6 @@ begin
                 and (select count(*) from public.ai_token_events
                     where organization_id = a.organization and idempotency_key = key) = 0
                 and (select count(*) from public.ai_token_archived_keys
-                    where organization_id = a.organization and idempotency_key = key) = 0 as new,
-            -- Null: the person is none of theirs, or something is out of the ordinary.
-            (select o.plan from public.user_profiles m
-                join public.organizations o on o.id = m.organization_id
-                cross join public.ai_token_parameters p
-                where m.id = a.member and m.organization_id = a.organization and p.mode = 'enforce'
-                    and (select count(*) from public.ai_token_organization_settings
-                        where organization_id = a.organization
-                            and (mode is not null or status <> 'active')) = 0
-                    and (select count(*) from public.ai_token_user_settings
-                        where organization_id = a.organization and user_id = a.member
-                            and paused_at is not null) = 0
-                limit 1) as plan
                     where organization_id = a.organization and idempotency_key = key) = 0 as new
         from unnest(v_place, v_organization, v_wallet, v_user, v_person, v_limits, v_feature,
             v_units, v_cost, v_metadata, v_key, v_id, v_free, v_mine) as a (place, organization,
