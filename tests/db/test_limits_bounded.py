@@ -60,12 +60,13 @@ def written(
 ) -> dict[UUID, list[datetime]]:
     """Wallets with a random past; when each user made requests."""
     requests: dict[UUID, list[datetime]] = {user: [] for user in users}
-    for token_type in TYPES:
+    plain = chance.random() < 0.5  # one wallet, where every entry is a request
+    for token_type in TYPES[: 1 if plain else None]:
         charges = history(chance, chance.choice([0.05, 0.3, 3]))
         who = [chance.choice(users) for _ in charges]
-        holds = [uuid4() if chance.random() < 0.3 else None for _ in charges]
+        holds = [uuid4() if not plain and chance.random() < 0.3 else None for _ in charges]
         owner.execute(_CHARGES, (organization, token_type, who, charges, holds))
-        events = history(chance, chance.choice([0.1, 0.5, 5]))
+        events = [] if plain else history(chance, chance.choice([0.1, 0.5, 5]))
         holders = [chance.choice([*users, None]) for _ in events]
         owner.execute(_EVENTS, (organization, token_type, events))
         owner.execute(_HOLDS, (organization, token_type, holders, events))
@@ -132,7 +133,7 @@ where relname in ('ai_token_usage_log', 'ai_token_reservations', 'ai_token_event
 """
 
 
-@pytest.mark.parametrize(("allowed", "most"), [(30, 70), (5_000, 5_100), (1_000_000, 20)])
+@pytest.mark.parametrize(("allowed", "most"), [(30, 70), (5_000, 5_100), (25_000, 20)])
 def test_a_charge_looks_at_no_more_requests_than_are_allowed(
     tokens: Tokens,
     owner: psycopg.Connection,
@@ -144,6 +145,7 @@ def test_a_charge_looks_at_no_more_requests_than_are_allowed(
     """One user made 20,000 requests in the last minute, of 30,000 in all."""
     organization, user = pro
     tokens.initialize_tokens(organization, "pro")
+    token_clock.advance(2 * MINUTE)
     now = token_clock.now()
     token_clock.set(now)
     owner.execute(
