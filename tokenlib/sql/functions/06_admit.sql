@@ -193,7 +193,9 @@ create function tokenlib.admit(
     p_key text, p_hash bytea, p_limits boolean, p_mode text, p_asking boolean,
     out a tokenlib.answer, out w public.ai_tokens
 )
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp
+-- A plan that was made while the log was empty would read all of it when it has grown.
+set enable_seqscan = off as $$
 declare
     -- Expressions: a statement that performs them costs some microseconds more.
     v_fits constant boolean := tokenlib.check_input(p_units, p_metadata, p_key, p_mode);
