@@ -138,7 +138,7 @@ def test_a_hold_whose_first_attempt_is_over_is_held_anew(
 ) -> None:
     """A life shorter than the time until it is asked for again."""
     proxy.drop = once(b"tokenlib.reserve(")
-    gate.database._retry = Retry(deadline=30, chance=lambda: 1.0)
+    gate.database.retry = Retry(deadline=30, chance=lambda: 1.0)
     held = gate.reserve(*pro, GOAL, hold_for=timedelta(milliseconds=1))
     assert proxy.broken == 1
     assert held.tokens == 3
