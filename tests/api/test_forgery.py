@@ -69,9 +69,10 @@ def test_reads_find_nothing(api: Api, world: World, theirs: dict[str, str], who:
         answer = api.client.get(f"/api/v1{world.path}/{path}", headers=caller)
         assert answer.status_code == 404, path
         assert str(world.other) not in answer.text
-    history = api.get(f"{world.path}/history", caller)
-    assert history.json() == {"rows": [], "nextCursor": None}
-    assert theirs["usage"] not in history.text
+    for path in ("history", "entries"):
+        answer = api.get(f"{world.path}/{path}", caller)
+        assert answer.json() == {"rows": [], "nextCursor": None}
+        assert theirs["usage"] not in answer.text
 
 
 @pytest.mark.parametrize("who", ["member", "key", "staff"])

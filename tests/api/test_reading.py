@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
-from tokenlib.testing import TestClock
+from tokenlib.api.schemas import EntryKind
+from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -91,8 +94,82 @@ def test_history_is_filtered(
     assert features(since=began.isoformat(), until=later.isoformat()) == ["generate_goal"]
     assert features(userId=str(world.user)) == ["generate_insight", "generate_goal"]
     assert features(userId=str(world.other_user)) == []
+    assert features(tokenType="general") == ["generate_insight"]
+    assert features(tokenType="forecast") == []
 
 
+def test_entries_are_all_that_moved_a_wallet(api: Api, world: World, tokens: Tokens) -> None:
+    held = tokens.reserve(world.organization, world.user, "generate_goal")
+    tokens.release(held, "a test")
+    usage = tokens.deduct_tokens(world.organization, world.user, "generate_goal")
+    tokens.refund(usage, "empty")
+    tokens.grant(world.organization, "general", 10, reason="Goodwill")
+    tokens.deduct_tokens(world.other, world.other_user, "generate_goal")
+    for who in everyone(world):
+        seen: list[dict[str, Any]] = []
+        cursor: str | None = None
+        for _ in range(20):
+            params = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+            page = api.get(f"{world.path}/entries", who, **params).json()
+            seen += page["rows"]
+            cursor = page["nextCursor"]
+            if cursor is None:
+                break
+        goal = [row for row in seen if row["tokenType"] == "goal_generation"]
+        kinds = ["refund", "charge", "release", "reserve", "opening"]
+        assert [row["kind"] for row in goal] == kinds
+        assert [row["balanceChange"] for row in goal] == [3, -3, 3, -3, 20]
+        assert [row["balanceAfter"] for row in goal] == [20, 17, 20, 17, 20]
+        assert [row["reservedChange"] for row in goal[2:4]] == [-3, 3]
+        assert (goal[1]["refunded"], goal[1]["id"]) == (True, str(usage.id))
+        assert (goal[0]["reason"], goal[0]["feature"]) == ("empty", "generate_goal")
+        assert len({row["id"] for row in seen}) == len(seen) == 5 + 5
+
+
+def test_entries_are_filtered(
+    api: Api, world: World, tokens: Tokens, token_clock: TestClock
+) -> None:
+    tokens.deduct_tokens(world.organization, world.user, "generate_goal")
+    token_clock.advance(timedelta(hours=1))
+    later = token_clock.now()
+    tokens.grant(world.organization, "general", 10, reason="Goodwill")
+    tokens.deduct_tokens(world.organization, world.user, "generate_insight")
+
+    def kinds(**filters: Any) -> list[str]:
+        answer = api.get(f"{world.path}/entries", world.member, **filters)
+        assert answer.status_code == 200, answer.text
+        return [row["kind"] for row in answer.json()["rows"]]
+
+    assert kinds(kind="charge") == ["charge", "charge"]
+    assert kinds(kind="grant") == ["grant"]
+    assert kinds(kind="refund") == []
+    assert kinds(tokenType="general", since=later.isoformat()) == ["charge", "grant"]
+    assert kinds(tokenType="goal_generation", kind="charge") == ["charge"]
+    assert kinds(feature="generate_goal") == ["charge"]
+    assert kinds(userId=str(world.user), until=later.isoformat()) == ["charge"]
+    assert kinds(userId=str(world.other_user)) == []
+
+
+def test_every_kind_of_entry_is_in_the_description(token_database: TestDatabase) -> None:
+    with token_database.connect() as owner:
+        [check] = owner.execute(
+            "select pg_get_constraintdef(oid) as text from pg_constraint"
+            " where conname = 'event_kind_known'"
+        ).fetchall()
+    known = set(re.findall(r"'(\w+)'", str(check)))
+    assert len(known) > 10
+    assert {"charge", *known} == set(get_args(EntryKind))
+
+
+def cursor(*parts: str) -> str:
+    return base64.urlsafe_b64encode(" ".join(parts).encode()).decode()
+
+
+NOBODY = "1b4e28ba-2fa1-41d2-883f-0016d3cca427"
+MOMENT = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize("path", ["history", "entries"])
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -101,17 +178,44 @@ def test_history_is_filtered(
         ({"limit": "many"}, "limit"),
         ({"cursor": "nonsense"}, "cursor"),
         ({"cursor": "MjAyNi0wMS0wMSBub25l"}, "cursor"),
+        ({"cursor": cursor("2026-01-01T00:00:00", NOBODY, NOBODY)}, "cursor"),
+        ({"cursor": cursor("0001-01-01T00:00:00+23:00", NOBODY, NOBODY)}, "cursor"),
+        ({"cursor": cursor(MOMENT, "a\x00b", "1", "1", NOBODY)}, "cursor"),
+        ({"cursor": cursor(MOMENT, "general", "9" * 20, "1", NOBODY)}, "cursor"),
+        ({"cursor": cursor(MOMENT, "general", "1", "-1", NOBODY)}, "cursor"),
         ({"since": "2026-01-01T00:00:00"}, "since"),
+        ({"tokenType": "a\x00b"}, "tokenType"),
         ({"organizationId": "x"}, "organizationId"),
         ({"order": "asc"}, "order"),
     ],
 )
 def test_a_query_that_is_wrong_is_told(
-    api: Api, world: World, query: dict[str, Any], field: str
+    api: Api, world: World, path: str, query: dict[str, Any], field: str
 ) -> None:
-    answer = api.get(f"{world.path}/history", world.member, **query)
+    answer = api.get(f"{world.path}/{path}", world.member, **query)
     assert answer.status_code == 400
     assert answer.json()["errors"][0]["field"] == field
+
+
+def test_a_cursor_of_another_organization_shows_nothing_of_it(
+    api: Api, world: World, tokens: Tokens
+) -> None:
+    theirs = tokens.deduct_tokens(world.other, world.other_user, "generate_goal")
+    tokens.deduct_tokens(world.organization, world.user, "generate_goal")
+    place = (theirs.created_at + timedelta(days=1)).isoformat()
+    for path, at in {
+        "history": cursor(place, str(world.other), str(theirs.id)),
+        "entries": cursor(place, "shared", "9", "9", str(theirs.id)),
+    }.items():
+        answer = api.get(f"{world.path}/{path}", world.member, cursor=at)
+        assert answer.status_code == 200
+        assert answer.json()["rows"]
+        assert str(theirs.id) not in answer.text
+
+
+def test_a_kind_that_is_none_is_told(api: Api, world: World) -> None:
+    answer = api.get(f"{world.path}/entries", world.member, kind="gift")
+    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "kind")
 
 
 def test_how_a_balance_came_to_be(api: Api, world: World, tokens: Tokens) -> None:

@@ -111,7 +111,7 @@ def busy(token_server: Embedded) -> Iterator[Busy]:
         ("refusals", "frequent", {"limit": 10, "by_user": False, "by_plan": False}),
         ("series", "series", {**BY_DAY, **FILTERS}),
         ("series", "totals", FILTERS),
-        ("series", "rows", {**FIRST_ROWS, **FILTERS}),
+        ("series", "rows", {**FIRST_ROWS, **FILTERS, "token_type": None}),
         ("spend", "spenders", {"limit": 10, "by_user": True, "last_day": 6, "before": BEFORE}),
     ],
 )

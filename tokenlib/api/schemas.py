@@ -24,6 +24,7 @@ from pydantic.alias_generators import to_camel
 from tokenlib.domain import MAX_TOKENS, MAX_UNITS, Balance, GrantKind, Mode, OrganizationStatus
 from tokenlib.reports.explain import Story
 from tokenlib.reports.series import UsageRow
+from tokenlib.reports.wallets import EntryRow
 
 
 def _no_number(value: object) -> object:
@@ -314,6 +315,60 @@ class History(Answer):
     def of(cls, rows: Sequence[UsageRow], next_cursor: str | None) -> History:
         """One page."""
         return cls(rows=[HistoryRow.model_validate(row) for row in rows], next_cursor=next_cursor)
+
+
+EntryKind = Literal[
+    "charge",
+    "opening",
+    "refresh",
+    "plan_change",
+    "top_up",
+    "grant",
+    "grant_scheduled",
+    "grant_expired",
+    "reserve",
+    "release",
+    "hold_expired",
+    "refund",
+    "finding_settled",
+    "metadata_erased",
+    "archived",
+]
+
+
+class Entry(Answer):
+    """One entry of a wallet: a charge, or another event, with the balance after it.
+
+    The three changes are signed, and `balanceAfter` is what could be spent then. `actor` is the
+    user of a charge, else who caused the event.
+    """
+
+    id: UUID
+    kind: EntryKind
+    token_type: str
+    feature: str | None
+    actor: str | None
+    reason: str | None
+    balance_change: int
+    reserved_change: int
+    used_change: int
+    balance_after: int
+    waived: int
+    refunded: bool
+    effective_at: datetime
+    created_at: datetime
+
+
+class Entries(Answer):
+    """Entries, the latest first. `nextCursor` asks for the page after this one; null: the last."""
+
+    rows: list[Entry]
+    next_cursor: str | None
+
+    @classmethod
+    def of(cls, rows: Sequence[EntryRow], next_cursor: str | None) -> Entries:
+        """One page."""
+        return cls(rows=[Entry.model_validate(row) for row in rows], next_cursor=next_cursor)
 
 
 class Movement(Answer):

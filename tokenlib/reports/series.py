@@ -149,6 +149,7 @@ class SeriesReports(Asking):
         organization_id: Id | None = None,
         user_id: Id | None = None,
         feature: str | None = None,
+        token_type: str | None = None,
         plan: str | None = None,
     ) -> list[UsageRow]:
         """The charges themselves, the latest first; the last row of a page as `before` goes on."""
@@ -157,6 +158,7 @@ class SeriesReports(Asking):
             "rows",
             **open_window(since, until),
             limit=rows_at_most(limit),
+            token_type=token_type,
             before_at=before and before.created_at,
             before_organization=before and before.organization_id,
             before_id=before and before.id,

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
 from tokenlib.api import schemas as s
+from tokenlib.api.cursors import ChargePlace, EntryPlace
 from tokenlib.api.door import Door, OrganizationId, Read, door, named
 from tokenlib.api.errors import NotYours
-from tokenlib.errors import InvalidInput
 
 router = APIRouter(
     prefix="/v1", tags=["Reading"], route_class=Door, generate_unique_id_function=named
 )
 
-TokenType = Annotated[
-    str,
-    Path(alias="tokenType", pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["goal_generation"]),
+T = TypeVar("T")
+_NAME = r"^[A-Za-z0-9_.:-]{1,100}$"
+
+TokenType = Annotated[str, Path(alias="tokenType", pattern=_NAME, examples=["goal_generation"])]
+# What lists are filtered by, and gone through.
+OfFeature = Annotated[str | None, Query(alias="feature", pattern=_NAME)]
+OfTokenType = Annotated[str | None, Query(alias="tokenType", pattern=_NAME)]
+OfUser = Annotated[UUID | None, Query(alias="userId")]
+Since = Annotated[s.Moment | None, Query(description="From this time on.")]
+Until = Annotated[s.Moment | None, Query(description="Before this time.")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Cursor = Annotated[
+    str | None, Query(max_length=300, description="`nextCursor` of the page before.")
 ]
 
 
@@ -70,27 +77,67 @@ def stats(organization_id: OrganizationId, read: Read) -> s.Totals:
 def history(
     organization_id: OrganizationId,
     read: Read,
-    feature: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")] = None,
-    user_id: Annotated[UUID | None, Query(alias="userId")] = None,
-    since: Annotated[s.Moment | None, Query(description="From this time on.")] = None,
-    until: Annotated[s.Moment | None, Query(description="Before this time.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    cursor: Annotated[
-        str | None, Query(max_length=200, description="`nextCursor` of the page before.")
-    ] = None,
+    feature: OfFeature = None,
+    token_type: OfTokenType = None,
+    user_id: OfUser = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> s.History:
     """Charges, the latest first. Ask with the same filters and `nextCursor` to go on."""
+    place = ChargePlace.read(cursor)
     rows = read.reports(organization_id).usage_rows(
         since,
         until,
         limit + 1,
-        None if cursor is None else _Position.read(cursor, organization_id),
+        place,
         organization_id=organization_id,
         user_id=user_id,
         feature=feature,
+        token_type=token_type,
     )
-    more = len(rows) > limit
-    return s.History.of(rows[:limit], _Position.of(rows[limit - 1]).text() if more else None)
+    page, last = _page(rows, limit)
+    return s.History.of(page, ChargePlace.of(last).text() if last else None)
+
+
+@router.get("/organizations/{organizationId}/entries", openapi_extra=door("read"))
+def entries(
+    organization_id: OrganizationId,
+    read: Read,
+    kind: Annotated[s.EntryKind | None, Query(description="Entries of this kind alone.")] = None,
+    feature: OfFeature = None,
+    token_type: OfTokenType = None,
+    user_id: OfUser = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> s.Entries:
+    """All that moved the wallets, the latest first: charges, grants, holds, refunds, refreshes …
+
+    `userId` is who caused an entry, or whose charge was given back. Ask with the same filters and
+    `nextCursor` to go on.
+    """
+    place = EntryPlace.read(cursor)
+    rows = read.reports(organization_id).ledger(
+        organization_id,
+        token_type,
+        limit + 1,
+        place,
+        kind=kind,
+        feature=feature,
+        user_id=user_id,
+        since=since,
+        until=until,
+    )
+    page, last = _page(rows, limit)
+    return s.Entries.of(page, EntryPlace.of(last).text() if last else None)
+
+
+def _page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], T | None]:
+    """A page, and its last row where there are more."""
+    return rows[:limit], rows[limit - 1] if len(rows) > limit else None
 
 
 @router.get("/organizations/{organizationId}/explain/{tokenType}", openapi_extra=door("read"))
@@ -105,31 +152,3 @@ def explain(
     if story is None:
         raise NotYours
     return s.Explanation.of(story)
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """A place in the log. It only says where: what may be read there, the database decides."""
-
-    created_at: datetime
-    organization_id: UUID
-    id: UUID
-
-    @classmethod
-    def of(cls, row: object) -> _Position:
-        return cls(row.created_at, row.organization_id, row.id)  # type: ignore[attr-defined]
-
-    @classmethod
-    def read(cls, cursor: str, organization_id: UUID) -> _Position:
-        try:
-            moment, _, name = base64.urlsafe_b64decode(cursor.encode()).decode().partition(" ")
-            created_at = datetime.fromisoformat(moment)
-            if created_at.tzinfo is None:
-                raise ValueError
-            return cls(created_at, organization_id, UUID(name))
-        except (ValueError, binascii.Error):
-            raise InvalidInput("cursor", "must be the nextCursor of a page") from None
-
-    def text(self) -> str:
-        plain = f"{self.created_at.isoformat()} {self.id}"
-        return base64.urlsafe_b64encode(plain.encode()).decode()
