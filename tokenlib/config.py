@@ -33,6 +33,13 @@ _OIDC = (
     "TOKENLIB_OIDC_REDIRECT_URI",
     "TOKENLIB_OIDC_COOKIE_SECRET",
 )
+_JWT = (
+    "TOKENLIB_JWT_ISSUER",
+    "TOKENLIB_JWT_AUDIENCE",
+    "TOKENLIB_JWT_SECRET",
+    "TOKENLIB_JWT_JWKS_URL",
+)
+_NUMBERED = re.compile(f"(?:{'|'.join(_JWT)})_([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,40 @@ class SignIn:
 
 
 @dataclass(frozen=True)
+class JwtIssuer:
+    """Who signs JWTs: by HS256 with a secret, or by RS256 and ES256 with the keys of its JWKS."""
+
+    issuer: str
+    audience: str
+    secret: str | None = field(default=None, repr=False)
+    jwks_url: str | None = None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> tuple[JwtIssuer, ...]:
+        """The issuers beside the first: the same variables with a number behind.
+
+        Raises ConfigurationError for one that is not whole.
+        """
+        numbers = {found[1] for name in environ if (found := _NUMBERED.fullmatch(name))}
+        issuers = []
+        for number in sorted(numbers, key=lambda number: (len(number), number)):
+            names = [f"{name}_{number}" for name in _JWT]
+            said = [_text(environ, name) for name in names]
+            if not any(said):
+                continue
+            issuer, audience, secret, jwks_url = said
+            if issuer is None or audience is None or (secret is None) == (jwks_url is None):
+                raise ConfigurationError(
+                    f"Issuer {number} of JWTs needs {names[0]}, {names[1]}"
+                    f" and one of {names[2]} and {names[3]}."
+                )
+            if jwks_url is not None:
+                _secure_url(jwks_url, names[3])
+            issuers.append(cls(issuer, audience, _secret(environ, names[2]), jwks_url))
+        return tuple(issuers)
+
+
+@dataclass(frozen=True)
 class Settings:
     """What the environment says, checked. An unset or empty variable takes its default.
 
@@ -92,6 +133,7 @@ class Settings:
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
     jwt_jwks_url: str | None = None
+    jwt_issuers: tuple[JwtIssuer, ...] = ()  # those beside the first
     key_pepper: str | None = field(default=None, repr=False)
     switch: SwitchOverride | None = None
     pool_size: int = 10
@@ -119,6 +161,7 @@ class Settings:
             jwt_issuer=_text(environ, "TOKENLIB_JWT_ISSUER"),
             jwt_audience=_text(environ, "TOKENLIB_JWT_AUDIENCE"),
             jwt_jwks_url=_http_url(environ, "TOKENLIB_JWT_JWKS_URL"),
+            jwt_issuers=JwtIssuer.from_env(environ),
             key_pepper=_secret(environ, "TOKENLIB_KEY_PEPPER"),
             switch=_switch(environ, "TOKENLIB_SWITCH"),
             pool_size=_integer(environ, "TOKENLIB_POOL_SIZE", cls.pool_size, 1, 1000),

@@ -57,9 +57,8 @@ class Issuer:
     def sign(self, sub: object, name: str | None = None, **changes: Any) -> dict[str, str]:
         """An Authorization header."""
         [(known, (kind, key))] = self.keys.items()
-        encoded = jwt.encode(
-            claims(sub=str(sub), **changes), key, kind, headers={"kid": name or known}
-        )
+        said = claims(**{"sub": str(sub), **changes})
+        encoded = jwt.encode(said, key, kind, headers={"kid": name or known})
         return {"Authorization": f"Bearer {encoded}"}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenlib.config import Settings, SignIn, is_loopback, sqlalchemy_url
+from tokenlib.config import JwtIssuer, Settings, SignIn, is_loopback, sqlalchemy_url
 from tokenlib.errors import ConfigurationError
 
 SECRET = "s" * 32
@@ -36,6 +36,7 @@ def test_empty_values_are_unset() -> None:
         " KEY_PEPPER SWITCH POOL_SIZE PREPARE SHARED_COMMIT"
         " LLM_BASE_URL LLM_API_KEY LLM_MODEL HOST PORT"
         " API_PLACES OPEN_DEMO OIDC_ISSUER OIDC_CLIENT_ID OIDC_CLIENT_SECRET OIDC_REDIRECT_URI"
+        " JWT_SECRET_2 JWT_ISSUER_2"
         " OIDC_COOKIE_SECRET OIDC_TRUST_EMAIL OIDC_USER_CLAIM OIDC_SESSION_MINUTES"
     )
     empty = {f"TOKENLIB_{name}": "" for name in names.split()}
@@ -150,6 +151,30 @@ def test_a_bad_value_is_refused_by_name_and_with_what_is_allowed(
         Settings.from_env({name: value})
     assert str(refused.value).startswith(name)
     assert allowed in str(refused.value)
+
+
+def test_issuers_beside_the_first_have_a_number() -> None:
+    def numbered(number: int, **values: str) -> dict[str, str]:
+        return {f"TOKENLIB_JWT_{name}_{number}": value for name, value in values.items()}
+
+    second = {"ISSUER": "https://b.example", "AUDIENCE": "b", "SECRET": SECRET}
+    third = {"ISSUER": "https://c.example", "AUDIENCE": "c", "JWKS_URL": "https://c.example/keys"}
+    settings = Settings.from_env(numbered(10, **third) | numbered(2, **second))
+    assert settings.jwt_issuers == (
+        JwtIssuer("https://b.example", "b", secret=SECRET),
+        JwtIssuer("https://c.example", "c", jwks_url="https://c.example/keys"),
+    )
+    assert SECRET not in repr(settings)
+    for wrong in (
+        {name: value for name, value in second.items() if name != "ISSUER"},
+        {name: value for name, value in second.items() if name != "AUDIENCE"},
+        {name: value for name, value in second.items() if name != "SECRET"},
+        second | third,
+        second | {"SECRET": "s" * 31},
+        third | {"JWKS_URL": "http://c.example/keys"},
+    ):
+        with pytest.raises(ConfigurationError, match="_2"):
+            Settings.from_env(numbered(2, **wrong))
 
 
 def test_no_secret_shows_in_the_repr_or_in_an_error() -> None:

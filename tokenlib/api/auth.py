@@ -17,7 +17,7 @@ import jwt
 from fastapi import HTTPException
 from fastapi.datastructures import Headers
 
-from tokenlib.config import MIN_SECRET_BYTES, Settings
+from tokenlib.config import MIN_SECRET_BYTES, JwtIssuer, Settings
 from tokenlib.errors import ConfigurationError
 from tokenlib.keys import PREFIX
 from tokenlib.tokens import Tokens
@@ -65,57 +65,45 @@ class Authentication:
 
 
 class BearerJwt:
-    """Reads the user's id from a JWT of the one issuer that is configured.
+    """Reads the user's id from a JWT of an issuer that is configured.
 
-    Its algorithm is fixed, HS256 by a secret or RS256 and ES256 by the issuer's JWKS, never the
-    caller's choice. `exp`, `sub`, `iss` and `aud` are required.
+    The issuer that a JWT names judges it, and no other: by its own secret or JWKS, audience and
+    algorithms, which are never the caller's choice. `exp`, `sub`, `iss` and `aud` are required.
     """
 
     def __init__(self, settings: Settings) -> None:
         secret, jwks_url = settings.jwt_secret, settings.jwt_jwks_url
-        if secret is not None and len(secret.encode()) < MIN_SECRET_BYTES:
-            raise ConfigurationError(f"jwt_secret must be at least {MIN_SECRET_BYTES} bytes long.")
-        if secret is not None and jwks_url is not None:
-            raise ConfigurationError(
-                "Set TOKENLIB_JWT_SECRET or TOKENLIB_JWT_JWKS_URL: one issuer signs in one way."
-            )
-        self._algorithms = ["HS256"] if jwks_url is None else ["RS256", "ES256"]
-        self._secret = secret
-        self._jwks = None if jwks_url is None else _jwks_client(jwks_url)
-        self._lock = threading.Lock()
-        self._issuer = settings.jwt_issuer
-        self._audience = settings.jwt_audience
-
-    def require(self) -> None:
-        """Raise 401 while JWTs cannot be checked, with what has to be set."""
+        issuer, audience = settings.jwt_issuer, settings.jwt_audience
+        _check_way(secret, jwks_url)
+        issuers = list(settings.jwt_issuers)
         missing = [
             name
             for name, value in (
-                ("TOKENLIB_JWT_SECRET", self._secret or self._jwks),
-                ("TOKENLIB_JWT_ISSUER", self._issuer),
-                ("TOKENLIB_JWT_AUDIENCE", self._audience),
+                ("TOKENLIB_JWT_SECRET", secret or jwks_url),
+                ("TOKENLIB_JWT_ISSUER", issuer),
+                ("TOKENLIB_JWT_AUDIENCE", audience),
             )
             if value is None
         ]
-        if missing:
-            raise _unauthorized(f"This server accepts no JWT until {' and '.join(missing)} is set")
+        self._missing = " and ".join(missing)
+        if issuer is not None and audience is not None and (secret or jwks_url):
+            issuers.insert(0, JwtIssuer(issuer, audience, secret, jwks_url))
+        elif issuers and len(missing) < 3:
+            raise ConfigurationError(f"{self._missing} must be set too, beside the other issuers.")
+        self._judges = {each.issuer: _Judge(each) for each in issuers}
+        if len(self._judges) < len(issuers):
+            raise ConfigurationError("Two issuers of JWTs have one name: each may stand once.")
+
+    def require(self) -> None:
+        """Raise 401 while JWTs cannot be checked, with what has to be set."""
+        if not self._judges:
+            raise _unauthorized(f"This server accepts no JWT until {self._missing} is set")
 
     def read(self, encoded: str) -> UUID:
         """The id of the user whom the JWT speaks of."""
         self.require()
         try:
-            claims: dict[str, Any] = jwt.decode(
-                encoded,
-                self._key(encoded),
-                algorithms=self._algorithms,
-                audience=self._audience,
-                issuer=self._issuer,
-                options={
-                    "require": ["exp", "sub", "aud", "iss"],
-                    # An issuer whose clock is a second ahead is no attack; exp and nbf hold.
-                    "verify_iat": False,
-                },
-            )
+            claims = self._judge(encoded).claims(encoded)
         except jwt.ExpiredSignatureError:
             raise _unauthorized("The JWT has expired. Sign in again", rejected=True) from None
         except jwt.PyJWKClientConnectionError as error:
@@ -132,16 +120,55 @@ class BearerJwt:
 
     def known(self, encoded: str) -> UUID | None:
         """As `read`, where nobody has to be asked; None for what is not good or not known."""
-        if self._secret is None or self._issuer is None or self._audience is None:
-            return None
         try:
-            return self.read(encoded)
-        except HTTPException:
+            return self.read(encoded) if self._judges and self._judge(encoded).at_once else None
+        except (HTTPException, jwt.PyJWTError):
             return None
+
+    def _judge(self, encoded: str) -> _Judge:
+        """That of the issuer whom the JWT names; whether it is theirs, the judge finds out."""
+        if len(self._judges) == 1:
+            return next(iter(self._judges.values()))
+        named = jwt.decode(encoded, options={"verify_signature": False}).get("iss")
+        if not isinstance(named, str) or named not in self._judges:
+            raise jwt.InvalidIssuerError
+        return self._judges[named]
+
+
+class _Judge:
+    """What one issuer's JWTs are checked by."""
+
+    def __init__(self, issuer: JwtIssuer) -> None:
+        _check_way(issuer.secret, issuer.jwks_url)
+        self._issuer = issuer
+        self._jwks: jwt.PyJWKClient | None = None
+        if issuer.jwks_url is not None:
+            self._jwks = jwt.PyJWKClient(
+                issuer.jwks_url, lifespan=_JWKS_LIFESPAN_SECONDS, timeout=_JWKS_TIMEOUT_SECONDS
+            )
+        self.at_once = self._jwks is None
+        self._algorithms = ["HS256"] if self.at_once else ["RS256", "ES256"]
+        self._lock = threading.Lock()
+
+    def claims(self, encoded: str) -> dict[str, Any]:
+        """What a JWT says; PyJWTError unless this issuer made it, for us, and it still holds."""
+        claims: dict[str, Any] = jwt.decode(
+            encoded,
+            self._key(encoded),
+            algorithms=self._algorithms,
+            audience=self._issuer.audience,
+            issuer=self._issuer.issuer,
+            options={
+                "require": ["exp", "sub", "aud", "iss"],
+                # An issuer whose clock is a second ahead is no attack; exp and nbf hold.
+                "verify_iat": False,
+            },
+        )
+        return claims
 
     def _key(self, encoded: str) -> Any:
         if self._jwks is None:
-            return self._secret
+            return self._issuer.secret
         # The header is the caller's: what it asks for is looked at before anything is fetched.
         if jwt.get_unverified_header(encoded).get("alg") not in self._algorithms:
             raise jwt.InvalidAlgorithmError
@@ -149,11 +176,17 @@ class BearerJwt:
             return self._jwks.get_signing_key_from_jwt(encoded)
 
 
-def _jwks_client(url: str) -> jwt.PyJWKClient:
-    parts = urlsplit(url)
+def _check_way(secret: str | None, jwks_url: str | None) -> None:
+    """Raise ConfigurationError for a way to sign that cannot be meant."""
+    if secret is not None and len(secret.encode()) < MIN_SECRET_BYTES:
+        raise ConfigurationError(f"jwt_secret must be at least {MIN_SECRET_BYTES} bytes long.")
+    if secret is not None and jwks_url is not None:
+        raise ConfigurationError(
+            "Set TOKENLIB_JWT_SECRET or TOKENLIB_JWT_JWKS_URL: one issuer signs in one way."
+        )
+    parts = urlsplit(jwks_url or "https:")
     if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
         raise ConfigurationError("TOKENLIB_JWT_JWKS_URL must start with https://.")
-    return jwt.PyJWKClient(url, lifespan=_JWKS_LIFESPAN_SECONDS, timeout=_JWKS_TIMEOUT_SECONDS)
 
 
 def _bearer(headers: Headers, what: str) -> str:
