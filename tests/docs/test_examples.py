@@ -217,8 +217,10 @@ def test_every_variable_is_read() -> None:
         "TOKENLIB_TEST_POSTGRES",
     }
     for path in DOCUMENTS:
-        for name in set(re.findall(r"TOKENLIB_[A-Z_]+", path.read_text("utf-8"))) - elsewhere:
-            assert f'"{name}"' in read, f"{path.name}: {name}"
+        for name in set(re.findall(r"TOKENLIB_[A-Z0-9_]+", path.read_text("utf-8"))) - elsewhere:
+            # One of several issuers has a number behind.
+            first = re.sub(r"(?<=^TOKENLIB_JWT_)(.+)_[0-9]+$", r"\1", name)
+            assert f'"{first}"' in read, f"{path.name}: {name}"
 
 
 def test_every_link_leads_somewhere() -> None:
