@@ -59,6 +59,31 @@ def refusals(database: TestDatabase) -> list[tuple[Any, ...]]:
         ).fetchall()
 
 
+def test_a_long_answer_is_refused_before_it_and_after(
+    api: Api, world: World, token_clock: TestClock, token_database: TestDatabase
+) -> None:
+    large = INSIGHT | {"metadata": {"output_units": 2_001}}
+    for path in ("charges", "reservations"):
+        refused = api.post(f"{world.path}/{path}", world.member, **large)
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert (refused.json()["limit"], refused.json()["allowed"]) == (
+            "output_units_per_request",
+            2_000,
+        )
+        assert "retry-after" not in refused.headers
+    held = api.post(f"{world.path}/reservations", world.member, **INSIGHT).json()
+    path = f"{world.path}/reservations/{held['id']}"
+    refused = api.post(f"{path}/deduct", world.member, metadata={"output_units": 2_001})
+    assert (refused.status_code, refused.json()["limit"]) == (429, "output_units_per_request")
+    assert api.post(f"{path}/release", world.member).is_success
+    assert api.get(f"{world.path}/balances/general", world.member).json()["balance"] == 50
+    [row] = refusals(token_database)
+    assert row[2:] == ("rate_limited", "output_units_per_request", 3)
+    # A key is under the limits of users only when it was made so.
+    body = large | {"userId": str(world.user)}
+    assert api.post(f"{world.path}/charges", world.keys["own"], **body).is_success
+
+
 def test_a_member_is_limited_and_told(api: Api, world: World, token_clock: TestClock) -> None:
     path = f"{world.path}/charges"
     first = api.post(path, world.member, key="first", **INSIGHT)

@@ -28,6 +28,7 @@ from tokenlib import (
 )
 from tokenlib.db import Database
 from tokenlib.domain import Mode, OrganizationStatus
+from tokenlib.reports import Reports
 from tokenlib.testing import TestClock, TestDatabase
 
 Person = tuple[UUID, UUID]
@@ -281,6 +282,46 @@ def test_ten_tokens_a_request(tokens: Tokens, apart: Callable[[float], None], jo
         tokens.deduct_tokens(*person, "generate_goal", 4, limits=True)
     assert (refused.value.limit, refused.value.allowed) == ("tokens_per_request", 10)
     assert refused.value.retry_after is None
+
+
+def test_two_thousand_output_units_a_request(
+    tokens: Tokens, apart: Callable[[float], None], pro: Person, token_clock: TestClock
+) -> None:
+    """Known before the call, as the most that may come, or after it: refused either way."""
+    large, most = {"output_units": 2_001}, {"output_units": 2_000}
+    for verb in (tokens.deduct_tokens, tokens.reserve):
+        with pytest.raises(RateLimited) as refused:
+            verb(*pro, "generate_goal", metadata=large, limits=True)
+        assert (refused.value.limit, refused.value.allowed) == ("output_units_per_request", 2_000)
+        assert refused.value.retry_after is None
+    with (
+        pytest.raises(RateLimited),
+        tokens.spend(*pro, "generate_goal", metadata=most, limits=True) as held,
+    ):
+        tokens.deduct(held, metadata=large)
+    assert figures(tokens, pro) == (20, 0)
+    apart(3)
+    with tokens.spend(*pro, "generate_goal", limits=True) as held:
+        with pytest.raises(RateLimited):
+            tokens.deduct(held, metadata=large)
+        # The hold stays, for who charges what is allowed.
+        assert tokens.deduct(held, metadata=most).tokens_deducted == 3
+    now = token_clock.now()
+    (row,) = Reports(tokens.database).refusals(
+        now - timedelta(minutes=1), now + timedelta(minutes=1), pro[0]
+    )
+    assert (row.rule, row.count) == ("rate_limited", 4)
+    assert (row.data["limit"], row.data["allowed"]) == ("output_units_per_request", 2_000)
+    for word in ("many", None, True, [9_999], {"n": 9_999}):  # not a number of units
+        apart(3)
+        tokens.deduct_tokens(*pro, "generate_insight", metadata={"output_units": word}, limits=True)
+    # Of who asks without limits, and of who is let through, none is refused.
+    tokens.deduct_tokens(*pro, "generate_insight", metadata=large)
+    with tokens.spend(*pro, "generate_insight") as held:
+        tokens.deduct(held, metadata=large)
+    tokens.set_mode("log_only", pro[0], **WHO)
+    with tokens.spend(*pro, "generate_insight", limits=True) as held:
+        assert tokens.deduct(held, metadata=large).tokens_waived == 1
 
 
 def test_replays_and_refusals_do_not_count(

@@ -386,6 +386,7 @@ def limit(**limits: object) -> Setting:
         "requests_per_minute": None,
         "seconds_between_requests": None,
         "tokens_per_request": None,
+        "output_units_per_request": None,
         "failed_attempts": None,
         **limits,
     }
@@ -461,6 +462,23 @@ SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "seconds between": (limit(seconds_between_requests=30), {"limits": True}),
     "tokens per request": (limit(tokens_per_request=2), {"limits": True}),
     "tokens per request fit": (limit(tokens_per_request=3), {"limits": True}),
+    "output units": (
+        limit(output_units_per_request=9),
+        {"limits": True, "metadata": {"output_units": 9.5}},
+    ),
+    "output units fit": (
+        limit(output_units_per_request=9),
+        {"limits": True, "metadata": {"output_units": 9}},
+    ),
+    "output units, limits off": (
+        limit(output_units_per_request=9),
+        {"metadata": {"output_units": 10}},
+    ),
+    "output units, no limit": (limit(), {"limits": True, "metadata": {"output_units": 10**9}}),
+    "output units, no number": (
+        limit(output_units_per_request=9),
+        {"limits": True, "metadata": {"output_units": ["10"]}},
+    ),
     "failed attempts": (failed_attempts, {"limits": True}),
     "failed attempts, limits off": (failed_attempts, {}),
     "unknown feature": (lambda *_: None, {"feature": "nonsense"}),

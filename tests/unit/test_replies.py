@@ -94,6 +94,10 @@ def test_a_wallet_that_has_tokens_again_is_said_to_work() -> None:
             "Asking for less in one request is enough.",
         ),
         (
+            refusal("rate_limited", limit="output_units_per_request", allowed=2000),
+            "would be, or was, longer. Asking for less in one request is enough.",
+        ),
+        (
             refusal("rate_limited", limit="organization_requests_per_minute", allowed=600),
             "Your organization can make 600 requests a minute",
         ),

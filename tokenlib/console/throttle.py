@@ -30,6 +30,7 @@ ASKED = (
     "requests_per_minute",
     "seconds_between_requests",
     "tokens_per_request",
+    "output_units_per_request",
     "failed_attempts",
 )
 """The limits that slow people down or stop them; the others stay as they are."""

@@ -74,6 +74,11 @@ def _limit(limit: str, allowed: object) -> str:
             return f"It came less than {allowed} seconds after the request before it."
         case "tokens_per_request":
             return f"One request can use at most {allowed} tokens, and this one needed more."
+        case "output_units_per_request":
+            return (
+                f"An answer may have at most {allowed} output units, and this one would be, or was,"
+                " longer."
+            )
         case "organization_requests_per_minute":
             return f"Your organization can make {allowed} requests a minute, and this was one more."
         case "failed_attempts":
@@ -107,7 +112,7 @@ def _way_out(
             return "An administrator on our side can switch it on again; write to us."
         case "rate_limited":
             wait = answer.retry_after if isinstance(answer, Verdict) else None
-            if limit == "tokens_per_request":
+            if limit in ("tokens_per_request", "output_units_per_request"):
                 return "Asking for less in one request is enough."
             if wait is None and limit == "failed_attempts":
                 return "It works again 10 minutes after the last of them."

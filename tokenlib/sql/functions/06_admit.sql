@@ -274,7 +274,7 @@ begin
     if a.mode = 'off' then
         a.status := 'ok';
     elsif p_limits and a.status = 'ok' then
-        l := tokenlib.check_limits(p_organization, p_user, a.needed, v_now);
+        l := tokenlib.check_limits(p_organization, p_user, a.needed, p_metadata, v_now);
         if l.name is not null then
             a.status := 'rate_limited';
             a.limit_name := l.name;

@@ -45,10 +45,27 @@ begin
 end
 $$;
 
+-- What a model wrote, or may write at most, where metadata say so; null: not known.
+create function tokenlib.output_units(p_metadata jsonb) returns numeric
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select case when jsonb_typeof(p_metadata -> 'output_units') = 'number'
+        then (p_metadata ->> 'output_units')::numeric end
+$$;
+
+-- The limit of output units a request that these metadata break; null: none.
+create function tokenlib.output_limit(p_organization uuid, p_metadata jsonb) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select case when tokenlib.output_units(p_metadata) > output_units_per_request
+        then output_units_per_request end
+    from public.ai_token_limits
+    where scope in (p_organization, '00000000-0000-0000-0000-000000000000')
+    order by scope desc limit 1
+$$;
+
 -- The limit that a request of so many tokens would break, counted from the log and the holds under the
 -- user's lock; a name that is null: none.
 create function tokenlib.check_limits(
-    p_organization uuid, p_user uuid, p_tokens bigint, p_now timestamptz,
+    p_organization uuid, p_user uuid, p_tokens bigint, p_metadata jsonb, p_now timestamptz,
     out name text, out allowed bigint, out retry_after double precision
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -83,6 +100,10 @@ begin
     elsif p_tokens > f.tokens_per_request then
         name := 'tokens_per_request';
         allowed := f.tokens_per_request;
+    elsif p_metadata ? 'output_units'
+        and tokenlib.output_limit(p_organization, p_metadata) is not null then
+        name := 'output_units_per_request';
+        allowed := tokenlib.output_limit(p_organization, p_metadata);
     elsif f.last_at is not null then
         -- Where fewer entries were ever made than are allowed, no minute holds more.
         if f.entries >= f.requests_per_minute then

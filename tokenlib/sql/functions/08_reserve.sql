@@ -43,9 +43,10 @@ begin
     end if;
     a.until := a.created_at + v_life;
     insert into public.ai_token_reservations (id, organization_id, user_id, token_type, feature,
-        units, tokens, waived, idempotency_key, request_hash, metadata, created_at, expires_at)
+        units, tokens, waived, idempotency_key, request_hash, metadata, created_at, expires_at,
+        limited)
     values (a.id, p_organization, p_user, w.token_type, p_feature, p_units, a.tokens, a.waived,
-        p_key, v_hash, p_metadata, a.created_at, a.until);
+        p_key, v_hash, p_metadata, a.created_at, a.until, p_limits and a.mode = 'enforce');
     w := tokenlib.append_event(w, 'reserve', a.created_at, -a.tokens, a.tokens,
         p_actor => p_user::text, p_reason => p_feature, p_subject => a.id,
         p_data => jsonb_build_object('units', p_units, 'waived', a.waived,
@@ -81,7 +82,7 @@ end
 $$;
 
 -- Charges what was used of a hold, at most what was held; the rest goes back. A replay returns the
--- first answer.
+-- first answer. Refused where the answer is larger than the limits allow that the hold was made under.
 create function tokenlib.deduct_reservation(
     p_organization uuid, p_reservation uuid, p_units bigint, p_metadata jsonb
 ) returns tokenlib.answer
@@ -137,6 +138,16 @@ begin
     if v_units > r.units then
         raise exception 'must be at most the % that are held, not %', r.units, v_units
             using errcode = '22023', column = 'units';
+    end if;
+    if r.limited and p_metadata ? 'output_units' then
+        -- Known only now. The hold stays, for who wants to charge less or give it back.
+        a.allowed := tokenlib.output_limit(p_organization, p_metadata);
+        if a.allowed is not null then
+            a.status := 'rate_limited';
+            a.limit_name := 'output_units_per_request';
+            perform tokenlib.record_refusal(a, w.last_entry_at);
+            return a;
+        end if;
     end if;
     v_cost := (r.tokens + r.waived) / r.units * v_units;
     a.tokens := case when r.waived > 0 then 0 else v_cost end;

@@ -32,6 +32,7 @@ declare
     v_plan text[];
     v_requests bigint[];
     v_tokens bigint[];
+    v_output jsonb[];
     v_wallets public.ai_tokens[];
     v_charged public.ai_tokens[];
     v_rows public.ai_token_usage_log[];
@@ -106,14 +107,15 @@ begin
 
     -- What the gate reads after its locks, read after these. Of each person: the plan, null where they are
     -- none of the organization's or something is out of the ordinary; how many requests the limits
-    -- leave them, null for all that are here; of how many tokens each. Entries are numbered: who makes
+    -- leave them, null for all that are here; of how many tokens and output units each. Entries are numbered: who makes
     -- fewer than are allowed, whoever makes them, stays within it. Else no more than 500 are counted.
     v_now := tokenlib.clock();
     select array_agg(plan order by person), array_agg(requests order by person),
-        array_agg(tokens order by person)
-    into v_plan, v_requests, v_tokens
+        array_agg(tokens order by person), array_agg(output order by person)
+    into v_plan, v_requests, v_tokens, v_output
     from (
         select person, o.plan, l.tokens_per_request as tokens,
+            to_jsonb(l.output_units_per_request) as output,
             case
                 when l.scope is null then null
                 when l.failed_attempts is not null and (
@@ -192,7 +194,8 @@ begin
         elsif r.mine and r.new and w.plan = v_plan[r.person] and w.balance >= r.cost and w.allowance > 0
             and w.event_number > 0 and w.due_at > v_now and w.last_entry_at <= v_now
             and (not r.limits or coalesce(v_requests[r.person] > 0, true)
-                and coalesce(v_tokens[r.person] >= r.cost, true)) then
+                and coalesce(v_tokens[r.person] >= r.cost, true)
+                and coalesce(v_output[r.person] >= r.metadata -> 'output_units', true)) then
             v_requests[r.person] := v_requests[r.person] - 1;
             v_changed := true;
             w.balance := w.balance - r.cost;

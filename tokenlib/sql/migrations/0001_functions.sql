@@ -874,7 +874,7 @@ begin
     if a.mode = 'off' then
         a.status := 'ok';
     elsif p_limits and a.status = 'ok' then
-        l := tokenlib.check_limits(p_organization, p_user, a.needed, v_now);
+        l := tokenlib.check_limits(p_organization, p_user, a.needed, p_metadata, v_now);
         if l.name is not null then
             a.status := 'rate_limited';
             a.limit_name := l.name;
@@ -981,10 +981,27 @@ begin
 end
 $$;
 
+-- What a model wrote, or may write at most, where metadata say so; null: not known.
+create function tokenlib.output_units(p_metadata jsonb) returns numeric
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select case when jsonb_typeof(p_metadata -> 'output_units') = 'number'
+        then (p_metadata ->> 'output_units')::numeric end
+$$;
+
+-- The limit of output units a request that these metadata break; null: none.
+create function tokenlib.output_limit(p_organization uuid, p_metadata jsonb) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select case when tokenlib.output_units(p_metadata) > output_units_per_request
+        then output_units_per_request end
+    from public.ai_token_limits
+    where scope in (p_organization, '00000000-0000-0000-0000-000000000000')
+    order by scope desc limit 1
+$$;
+
 -- The limit that a request of so many tokens would break, counted from the log and the holds under the
 -- user's lock; a name that is null: none.
 create function tokenlib.check_limits(
-    p_organization uuid, p_user uuid, p_tokens bigint, p_now timestamptz,
+    p_organization uuid, p_user uuid, p_tokens bigint, p_metadata jsonb, p_now timestamptz,
     out name text, out allowed bigint, out retry_after double precision
 )
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -1019,6 +1036,10 @@ begin
     elsif p_tokens > f.tokens_per_request then
         name := 'tokens_per_request';
         allowed := f.tokens_per_request;
+    elsif p_metadata ? 'output_units'
+        and tokenlib.output_limit(p_organization, p_metadata) is not null then
+        name := 'output_units_per_request';
+        allowed := tokenlib.output_limit(p_organization, p_metadata);
     elsif f.last_at is not null then
         -- Where fewer entries were ever made than are allowed, no minute holds more.
         if f.entries >= f.requests_per_minute then
@@ -1208,9 +1229,10 @@ begin
     end if;
     a.until := a.created_at + v_life;
     insert into public.ai_token_reservations (id, organization_id, user_id, token_type, feature,
-        units, tokens, waived, idempotency_key, request_hash, metadata, created_at, expires_at)
+        units, tokens, waived, idempotency_key, request_hash, metadata, created_at, expires_at,
+        limited)
     values (a.id, p_organization, p_user, w.token_type, p_feature, p_units, a.tokens, a.waived,
-        p_key, v_hash, p_metadata, a.created_at, a.until);
+        p_key, v_hash, p_metadata, a.created_at, a.until, p_limits and a.mode = 'enforce');
     w := tokenlib.append_event(w, 'reserve', a.created_at, -a.tokens, a.tokens,
         p_actor => p_user::text, p_reason => p_feature, p_subject => a.id,
         p_data => jsonb_build_object('units', p_units, 'waived', a.waived,
@@ -1246,7 +1268,7 @@ end
 $$;
 
 -- Charges what was used of a hold, at most what was held; the rest goes back. A replay returns the
--- first answer.
+-- first answer. Refused where the answer is larger than the limits allow that the hold was made under.
 create function tokenlib.deduct_reservation(
     p_organization uuid, p_reservation uuid, p_units bigint, p_metadata jsonb
 ) returns tokenlib.answer
@@ -1302,6 +1324,16 @@ begin
     if v_units > r.units then
         raise exception 'must be at most the % that are held, not %', r.units, v_units
             using errcode = '22023', column = 'units';
+    end if;
+    if r.limited and p_metadata ? 'output_units' then
+        -- Known only now. The hold stays, for who wants to charge less or give it back.
+        a.allowed := tokenlib.output_limit(p_organization, p_metadata);
+        if a.allowed is not null then
+            a.status := 'rate_limited';
+            a.limit_name := 'output_units_per_request';
+            perform tokenlib.record_refusal(a, w.last_entry_at);
+            return a;
+        end if;
     end if;
     v_cost := (r.tokens + r.waived) / r.units * v_units;
     a.tokens := case when r.waived > 0 then 0 else v_cost end;
@@ -3860,6 +3892,7 @@ declare
     v_plan text[];
     v_requests bigint[];
     v_tokens bigint[];
+    v_output jsonb[];
     v_wallets public.ai_tokens[];
     v_charged public.ai_tokens[];
     v_rows public.ai_token_usage_log[];
@@ -3934,14 +3967,15 @@ begin
 
     -- What the gate reads after its locks, read after these. Of each person: the plan, null where they are
     -- none of the organization's or something is out of the ordinary; how many requests the limits
-    -- leave them, null for all that are here; of how many tokens each. Entries are numbered: who makes
+    -- leave them, null for all that are here; of how many tokens and output units each. Entries are numbered: who makes
     -- fewer than are allowed, whoever makes them, stays within it. Else no more than 500 are counted.
     v_now := tokenlib.clock();
     select array_agg(plan order by person), array_agg(requests order by person),
-        array_agg(tokens order by person)
-    into v_plan, v_requests, v_tokens
+        array_agg(tokens order by person), array_agg(output order by person)
+    into v_plan, v_requests, v_tokens, v_output
     from (
         select person, o.plan, l.tokens_per_request as tokens,
+            to_jsonb(l.output_units_per_request) as output,
             case
                 when l.scope is null then null
                 when l.failed_attempts is not null and (
@@ -4020,7 +4054,8 @@ begin
         elsif r.mine and r.new and w.plan = v_plan[r.person] and w.balance >= r.cost and w.allowance > 0
             and w.event_number > 0 and w.due_at > v_now and w.last_entry_at <= v_now
             and (not r.limits or coalesce(v_requests[r.person] > 0, true)
-                and coalesce(v_tokens[r.person] >= r.cost, true)) then
+                and coalesce(v_tokens[r.person] >= r.cost, true)
+                and coalesce(v_output[r.person] >= r.metadata -> 'output_units', true)) then
             v_requests[r.person] := v_requests[r.person] - 1;
             v_changed := true;
             w.balance := w.balance - r.cost;

@@ -348,6 +348,7 @@ create table public.ai_token_reservations (
     expires_at timestamptz not null,
     resolved_at timestamptz,
     drawn jsonb,                               -- [[grant, tokens], …] once the set of grants changed
+    limited boolean,                           -- whether limits of users hold for it, too; null: no
     primary key (organization_id, id),
     constraint resolved_when_over check ((state = 'held') = (resolved_at is null))
 );
