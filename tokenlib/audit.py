@@ -83,11 +83,13 @@ class AuditVerbs(CatalogVerbs):
         with the folder of an `archive`, also each archived entry, from its files. Reads in batches
         of organizations, so memory stays bounded; `progress(done, total)` counts organizations.
         Each batch is one snapshot, so it may run while charges are written. Raises
-        UnknownOrganization, and InvalidInput for lines that are no anchor. A run over everybody is
-        kept, for Reports.verifications().
+        UnknownOrganization, and InvalidInput for what is no anchor or no folder. A run over
+        everybody is kept, for Reports.verifications().
         """
         if anchor is not None and not isinstance(anchor, Iterable):
             raise InvalidInput("anchor", f"must be the lines of an anchor, not {anchor!r}")
+        if archive is not None and not isinstance(archive, Path | str):
+            raise InvalidInput("archive", f"must be the folder of an archive, not {archive!r}")
         named = statements("audit")
         only = None if organization is None else self.known_organization(organization)
         batches = [[only]] if only else list(self._batches())

@@ -72,6 +72,11 @@ def amount(value: object, field: str = "amount") -> int:
     return _whole(value, field, MAX_TOKENS)
 
 
+def days(value: object) -> int | None:
+    """A number of days, or None for as many as there are."""
+    return None if value is None else _whole(value, "days", MAX_UNITS)
+
+
 def key(value: object) -> str | None:
     """An idempotency key, or None."""
     if value is None:

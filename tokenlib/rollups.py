@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from tokenlib import inputs
 from tokenlib.catalog import CatalogVerbs
 from tokenlib.db import Row, statements
 
@@ -29,9 +30,10 @@ class RollupVerbs(CatalogVerbs):
         that might still write into it has ended. Nothing depends on it but speed: what is not
         closed is read from the log. `anew` forgets the figures and makes them again from the log;
         at most `days` of the past are closed in one call; `progress` is told how far it is. Safe to
-        call from anywhere and to break off.
+        call from anywhere and to break off. Raises InvalidInput.
         """
-        if anew:
+        days = inputs.days(days)
+        if inputs.truth(anew, "anew"):
             self._usage("forget")
             self._usage("close", {"most": _AT_ONCE})
         while True:  # a day at a time, so that no transaction is long and nothing done is lost

@@ -18,8 +18,8 @@ from tokenlib.domain import Limits
 
 Person = tuple[UUID, UUID]
 
-# Not verbs of the books; and key_of looks at whatever a stranger shows.
-NOT_ASKED = {"close", "key_of", "release_quietly"}
+# Not verbs of the books, or the second half of one; and key_of looks at whatever a stranger shows.
+NOT_ASKED = {"carry_out", "close", "key_of", "release_quietly"}
 # By word of the annotation: a value of that type, which the argument may be.
 SAMPLES: dict[str, Any] = {
     "None": None,

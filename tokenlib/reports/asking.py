@@ -132,7 +132,7 @@ class Asking:
         try:
             with self._asking() as ask:
                 yield partial(ask, timezone=timezone)
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, InvalidInput) as error:  # as plain SQL or a function fails
             if isinstance(error.__cause__, pg.InvalidParameterValue):
                 raise InvalidInput("timezone", f"{timezone!r} is not a time zone") from None
             raise
