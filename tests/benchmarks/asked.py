@@ -17,7 +17,7 @@ from tokenlib.reports import Reports
 
 @dataclass(frozen=True)
 class About:
-    """What is asked about: the last moment of the log, its largest organization, somebody there."""
+    """What is asked about: now, the largest organization of the log, somebody there."""
 
     now: datetime
     largest: UUID

@@ -106,8 +106,10 @@ left join public.user_profiles u on u.id = t.user_id
 order by t.rank
 
 -- name: abuse
--- Rolling hours and minutes that end at each request: what the gate's limits count.
-with requests as (
+-- Rolling hours and minutes that end at each request: what the gate's limits count. They are counted
+-- for those alone who can be over a limit by what they asked for altogether; names are read for the
+-- page.
+with requests as materialized (
     select organization_id, user_id, created_at as at, tokens_deducted as tokens,
         case when reservation_id is null then created_at end as request_at,
         case when reservation_id is null then tokens_deducted + tokens_waived else 0 end as asked
@@ -121,44 +123,65 @@ with requests as (
     where created_at >= %(since)s::timestamptz - interval '1 hour'
         and created_at < %(until)s::timestamptz
         and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s::uuid)
-), rolling as (
-    select *,
-        sum(tokens) over (of_user range between interval '3599.999999 s' preceding
-            and current row) as hour_tokens,
-        count(request_at) over (of_user range between interval '59.999999 s' preceding
-            and current row) as minute_requests,
-        request_at - max(request_at) over (of_user rows between unbounded preceding and 1 preceding)
-            as gap
+), spaced as (
+    select *, request_at - max(request_at) over (partition by organization_id, user_id order by at
+            rows between unbounded preceding and 1 preceding) as gap
     from requests
-    window of_user as (partition by organization_id, user_id order by at)
 ), people as (
-    select r.organization_id, r.user_id, count(r.request_at) as requests,
-        sum(r.tokens)::bigint as tokens, max(r.hour_tokens)::bigint as peak_hour_tokens,
-        (array_agg(r.at order by r.hour_tokens desc, r.at))[1] as peak_hour_until,
-        max(r.minute_requests) as peak_minute_requests,
-        extract(epoch from min(r.gap))::float8 as shortest_gap,
-        max(r.asked)::bigint as largest_request
-    from rolling r
-    where r.at >= %(since)s::timestamptz
-    group by r.organization_id, r.user_id
-), judged as (
-    select p.*, array_remove(array[
-        case when p.peak_hour_tokens > l.alert_tokens_per_hour then 'alert_tokens_per_hour' end,
-        case when p.peak_minute_requests > l.requests_per_minute then 'requests_per_minute' end,
-        case when p.shortest_gap < l.seconds_between_requests then 'seconds_between_requests' end,
-        case when p.largest_request > l.tokens_per_request then 'tokens_per_request' end
-        ], null) as over
+    select organization_id, user_id, count(request_at) as all_requests, sum(tokens) as all_tokens,
+        count(request_at) filter (where at >= %(since)s::timestamptz) as requests,
+        (sum(tokens) filter (where at >= %(since)s::timestamptz))::bigint as tokens,
+        extract(epoch from min(gap) filter (where at >= %(since)s::timestamptz))::float8
+            as shortest_gap,
+        (max(asked) filter (where at >= %(since)s::timestamptz))::bigint as largest_request
+    from spaced
+    group by organization_id, user_id
+), suspects as materialized (
+    select p.organization_id, p.user_id, p.requests, p.tokens, p.shortest_gap, p.largest_request,
+        l.requests_per_minute, l.seconds_between_requests, l.tokens_per_request,
+        l.alert_tokens_per_hour
     from people p
-    cross join lateral (
-        select * from public.ai_token_limits
-        where organization_id = p.organization_id or organization_id is null
-        order by organization_id nulls last limit 1) as l
+    left join public.ai_token_limits own on own.organization_id = p.organization_id
+    join public.ai_token_limits l on l.scope
+        = coalesce(own.scope, '00000000-0000-0000-0000-000000000000')
+    where p.all_tokens > l.alert_tokens_per_hour or p.all_requests > l.requests_per_minute
+        or p.shortest_gap < l.seconds_between_requests or p.largest_request > l.tokens_per_request
+), rolling as (
+    select r.organization_id, r.user_id, r.at,
+        sum(r.tokens) over (of_user range between interval '3599.999999 s' preceding
+            and current row) as hour_tokens,
+        count(r.request_at) over (of_user range between interval '59.999999 s' preceding
+            and current row) as minute_requests
+    from requests r
+    join suspects using (organization_id, user_id)
+    window of_user as (partition by r.organization_id, r.user_id order by r.at)
+), peaks as (
+    select organization_id, user_id, max(hour_tokens)::bigint as peak_hour_tokens,
+        (array_agg(at order by hour_tokens desc, at))[1] as peak_hour_until,
+        max(minute_requests) as peak_minute_requests
+    from rolling
+    where at >= %(since)s::timestamptz
+    group by organization_id, user_id
+), judged as (
+    select s.*, p.peak_hour_tokens, p.peak_hour_until, p.peak_minute_requests, array_remove(array[
+        case when p.peak_hour_tokens > s.alert_tokens_per_hour then 'alert_tokens_per_hour' end,
+        case when p.peak_minute_requests > s.requests_per_minute then 'requests_per_minute' end,
+        case when s.shortest_gap < s.seconds_between_requests then 'seconds_between_requests' end,
+        case when s.largest_request > s.tokens_per_request then 'tokens_per_request' end
+        ], null) as over
+    from suspects s
+    join peaks p using (organization_id, user_id)
+), page as (
+    select *, count(*) over () as total from judged
+    where over <> '{}'
+    order by peak_hour_tokens desc, peak_minute_requests desc, organization_id, user_id
+    limit %(limit)s::bigint
 )
 select j.organization_id, coalesce(o.name, j.organization_id::text) as organization, j.user_id,
     coalesce(u.full_name, u.email, j.user_id::text) as user, j.requests, j.tokens,
     j.peak_hour_tokens, j.peak_hour_until, j.peak_minute_requests, j.shortest_gap,
-    j.largest_request, j.over, f.rate_limited, s.paused_at, count(*) over () as total
-from judged j
+    j.largest_request, j.over, f.rate_limited, s.paused_at, j.total
+from page j
 cross join lateral (
     select coalesce(sum(count), 0)::bigint as rate_limited from public.ai_token_refusals
     where organization_id = j.organization_id and user_id = j.user_id and rule = 'rate_limited'
@@ -166,8 +189,8 @@ cross join lateral (
         and data ->> 'mode' is null) as f
 left join public.ai_token_user_settings s
     on s.organization_id = j.organization_id and s.user_id = j.user_id
-left join public.organizations o on o.id = j.organization_id
-left join public.user_profiles u on u.id = j.user_id
-where j.over <> '{}'
+left join lateral (
+    select name from public.organizations where id = j.organization_id offset 0) as o on true
+left join lateral (
+    select full_name, email from public.user_profiles where id = j.user_id offset 0) as u on true
 order by j.peak_hour_tokens desc, j.peak_minute_requests desc, j.organization_id, j.user_id
-limit %(limit)s::bigint
