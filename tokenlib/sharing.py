@@ -1,8 +1,9 @@
 """One commit for charges that callers of this process ask for at the same moment.
 
 Who comes while nobody is at work asks alone and at once, so a lone caller pays nothing. Who comes
-meanwhile waits in line; the first of them then asks for all, in one transaction with an answer for
-each. What that does not charge, because it is anything but plain, its caller asks for alone.
+meanwhile waits in line; one of them then asks for all, in one transaction with an answer for each:
+when whoever is at work has ended, or while they are at it once there are a few. What that does not
+charge, because it is anything but plain, its caller asks for alone.
 
 A wallet that somebody else has in hand gets a line of its own: whoever wants it waits there, and
 holds nobody else up.
@@ -25,6 +26,10 @@ from tokenlib.errors import DatabaseUnavailable, TokenlibError
 from tokenlib.retry import LEAST_PATIENCE_SECONDS
 
 _MOST = 64
+# While the server is at work on one batch, the callers of the batch before it are on their way
+# back: so many of them are worth a batch of their own, which is ready when the first one ends.
+AT_ONCE = 2
+FEW = 8
 # Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.
 STUCK_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
@@ -73,9 +78,8 @@ class _Line:
         caller.line = self
         self.waiting.append(caller)
 
-    def send(self, crew: list[Caller], now: float) -> Caller:
+    def send(self, crew: list[Caller], leader: Caller, now: float) -> Caller:
         """Let these go to work. Returns who leads, and has to be woken."""
-        leader = crew[0]
         leader.crew, leader.line, leader.begun = crew, self, now
         self.begun.append(now)
         return leader
@@ -87,13 +91,15 @@ class _Line:
             caller.line = None
             crew.append(caller)
 
-    def next(self, now: float) -> Caller | None:
-        """Whoever leads those who wait, if it is their turn."""
-        if not self.waiting or not self.free(now):
+    def next(self, now: float, awake: Caller | None = None) -> Caller | None:
+        """Whoever leads those who wait, if it is their turn: one who is awake, else the first."""
+        if not self.waiting:
+            return None
+        if not self.free(now) and (len(self.begun) >= AT_ONCE or len(self.waiting) < FEW):
             return None
         crew: list[Caller] = []
         self.join(crew)
-        return self.send(crew, now)
+        return self.send(crew, awake if awake in crew else crew[0], now)
 
 
 class SharedCommit:
@@ -112,16 +118,18 @@ class SharedCommit:
         self._lines: dict[UUID, _Line] = {}
 
     def enter(self, caller: Caller) -> bool:
-        """Join a line. True: nobody is at work, so the caller is woken already."""
+        """Join a line. True: it is their turn at once, so the caller is woken already."""
         now = time.monotonic()
         with self._mutex:
             line = self._lines.get(caller.asked["organization_id"], self._main)
-            if not line.free(now):
+            if line.free(now):
+                leader: Caller | None = line.send([caller], caller, now)
+            else:
                 line.queue(caller)
-                return False
-            line.send([caller], now)
-        caller.wake()
-        return True
+                leader = line.next(now, caller)
+        if leader is not None:
+            leader.wake()
+        return leader is caller
 
     def leave(self, caller: Caller) -> None:
         """Go away, whatever has come; nobody is stranded by it."""
@@ -133,9 +141,10 @@ class SharedCommit:
                 line.waiting.remove(caller)
                 return
             crew, caller.crew = caller.crew, []
-            for other in reversed(crew[1:]):
-                other.line = line
-                line.waiting.appendleft(other)
+            for other in reversed(crew):
+                if other is not caller:
+                    other.line = line
+                    line.waiting.appendleft(other)
         self._end(line, caller.begun)
 
     def look(self, caller: Caller) -> None:

@@ -88,11 +88,16 @@ def summed(done: Sequence[tuple[float, float, Sequence[float]]]) -> Round:
 
 
 def take_turns(
-    sides: Sequence[Side], rounds: int, seconds: float, meter: Meter = lambda: (0.0, 0.0)
+    sides: Sequence[Side],
+    rounds: int,
+    seconds: float,
+    meter: Meter = lambda: (0.0, 0.0),
+    warmed: Callable[[], object] = lambda: None,
 ) -> None:
     """Warm every side up, then A B A B: load that comes and goes meets all of them."""
     for side in sides:
         side.run(min(seconds, WARM_SECONDS))
+    warmed()
     for _ in range(rounds):
         for side in sides:
             before = meter()

@@ -24,12 +24,16 @@ class Crowd:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Nobody overtakes whoever holds the line, however slow the machine is.
         monkeypatch.setattr(sharing, "STUCK_SECONDS", _LONG)
+        monkeypatch.setattr(sharing, "AT_ONCE", 1)
 
     @contextmanager
-    def holding(self, tokens: Tokens) -> Iterator[None]:
-        """Somebody is at work."""
+    def holding(self, tokens: Tokens, *, beside: bool = False) -> Iterator[None]:
+        """Somebody is at work; or somebody more, beside those who are."""
         blocker = Caller({"organization_id": NOBODY})
-        assert tokens.shared.enter(blocker)
+        if beside:
+            tokens.shared._main.send([blocker], blocker, time.monotonic())
+        else:
+            assert tokens.shared.enter(blocker)
         try:
             yield
         finally:

@@ -30,6 +30,7 @@ from tokenlib import (
     Tokens,
     Usage,
     connect,
+    sharing,
 )
 from tokenlib.db import Database, statements
 from tokenlib.retry import Retry
@@ -105,6 +106,27 @@ def test_a_lone_caller_asks_alone(gate: Tokens, pro: Person, monkeypatch: Any) -
     monkeypatch.setattr(gate.database, "tuples", None)
     for _ in range(3):
         assert gate.deduct_tokens(*pro, GOAL).tokens_deducted == 3
+
+
+def test_a_few_do_not_wait_for_those_at_work(
+    gate: Tokens, join: Join, owner: psycopg.Connection, crowd: Crowd, monkeypatch: Any
+) -> None:
+    """Nor for more than that: a third batch waits."""
+    person = join("enterprise")
+    gate.get_all_token_balances(person[0])
+    with crowd.holding(gate):
+        few = [Call(charge(gate, person, INSIGHT)) for _ in range(sharing.FEW - 1)]
+        in_line(gate.shared, sharing.FEW - 1)
+        monkeypatch.setattr(sharing, "AT_ONCE", 2)
+        few.append(Call(charge(gate, person, INSIGHT)))
+        # Somebody is at work all the while.
+        assert sorted(call.end().remaining_balance for call in few) == list(range(492, 500))
+        assert commits(owner) == [sharing.FEW]
+        with crowd.holding(gate, beside=True):
+            many = [Call(charge(gate, person, INSIGHT)) for _ in range(2 * sharing.FEW)]
+            in_line(gate.shared, 2 * sharing.FEW)
+            assert all(call.running for call in many)
+    assert sorted(call.end().remaining_balance for call in many) == list(range(476, 492))
 
 
 def test_turned_off_nobody_waits_in_line(

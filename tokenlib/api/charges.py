@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenlib.db import Row, statements
 from tokenlib.errors import DatabaseUnavailable, TokenlibError
+from tokenlib.sharing import AT_ONCE, FEW
 from tokenlib.tokens import Tokens
 
 _MOST = 64
@@ -40,7 +41,7 @@ class Line:
 
 
 class Charges:
-    """One round trip is under way at a time, unless it is stuck.
+    """One round trip is under way at a time, or two where many ask, unless they are stuck.
 
     A wallet that somebody else has in hand gets a line of its own: who wants it waits there, and
     holds nobody else. Of one event loop.
@@ -65,7 +66,10 @@ class Charges:
     def _begin(self, line: Line, loop: asyncio.AbstractEventLoop) -> None:
         """Send those who wait, unless somebody is at work who will do it next."""
         now = loop.time()
-        if not line.waiting or (line.working and not self._stuck(line, now)):
+        if not line.waiting:
+            return
+        enough = line.working < AT_ONCE and len(line.waiting) >= FEW
+        if line.working and not enough and not self._stuck(line, now):
             return
         crew = [line.waiting.popleft() for _ in range(min(len(line.waiting), _MOST))]
         line.working, line.since = line.working + 1, now
