@@ -129,8 +129,10 @@ class _Awaited(Caller):
 
     def wake(self) -> None:
         """From whatever thread has something for them."""
-        self._awake = True
+        at_work, self._awake = self._awake, True
         super().wake()
+        if at_work:  # their thread hears it: a second one would wait for nothing
+            return
         if self.row is not None:
             self._say(lambda: answers.usage(charged(self)))
             return

@@ -778,6 +778,37 @@ def test_awaited_charges_share_a_commit_without_a_thread_each(
     assert commits(owner) == [50]
 
 
+def test_a_leader_who_is_refused_keeps_the_one_thread(
+    gate: Tokens, join: Join, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to lead, then that nothing was charged: the thread of the first asks alone, too."""
+    person = join("enterprise")
+    gate.get_all_token_balances(person[0])
+    at_work: list[Any] = []
+    carry_out = gate.carry_out
+
+    def counted(*args: Any) -> Usage:
+        at_work.append(args)
+        return carry_out(*args)
+
+    monkeypatch.setattr(gate, "carry_out", counted)
+
+    async def ask() -> list[Any]:
+        with crowd.holding(gate):
+            asked = [
+                asyncio.ensure_future(gate.aio.deduct_tokens(*person, INSIGHT, units))
+                for units in (1000, 1)
+            ]
+            while waiting(gate.shared) < 2:
+                await asyncio.sleep(0)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    refused, charged = asyncio.run(ask())
+    assert isinstance(refused, InsufficientTokens)
+    assert charged.remaining_balance == 499
+    assert len(at_work) == 1
+
+
 def test_awaited_charges_go_through_as_they_come(
     gate: Tokens, join: Join, owner: psycopg.Connection
 ) -> None:
