@@ -27,7 +27,7 @@ ARGUMENTS = [
     "--no-first-run",
     "--disable-gpu",
 ]
-READY_SECONDS = 90.0
+READY_SECONDS = 240.0  # it fills itself with demo data, maybe beside others that do
 STOP_SECONDS = 60.0
 
 

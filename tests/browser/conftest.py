@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.browser.visiting import DESK, WAIT, Visit, visiting
-from tests.serving import ARGUMENTS, CHROMIUM, ROOT, served
+from tests.serving import ARGUMENTS, CHROMIUM, READY_SECONDS, ROOT, served
 from tokenlib import demo
 from tokenlib.config import Settings
 from tokenlib.embedded import Embedded
@@ -33,6 +33,13 @@ class Served:
         return psycopg.connect(
             self.database.conninfo("tokenlib", "tokenlib_owner"), autocommit=True
         )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test waits for the server too, for as long as that may take."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(READY_SECONDS + 60))
 
 
 @pytest.fixture(scope="session")

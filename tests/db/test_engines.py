@@ -30,3 +30,15 @@ def test_what_there_is_was_made_by_an_owner_who_is_no_superuser(
             where schema in ('public'::regnamespace, 'tokenlib'::regnamespace)"""
         ).fetchall()
     assert owners == [("tokenlib_owner", False, False)]
+
+
+def test_what_forbids_a_plan_forbids_to_compile_it(token_database: TestDatabase) -> None:
+    """What is forbidden costs ten billion before 18, and what costs that much is compiled first."""
+    with token_database.connect() as owner:
+        settings = owner.execute(
+            "select proconfig from pg_proc where pronamespace = 'tokenlib'::regnamespace"
+            " and proconfig::text like '%enable_%=off%'"
+        ).fetchall()
+    assert settings
+    for (config,) in settings:
+        assert "jit=off" in config

@@ -794,8 +794,9 @@ create function tokenlib.admit(
     out a tokenlib.answer, out w public.ai_tokens
 )
 language plpgsql set search_path = pg_catalog, pg_temp
--- A plan that was made while the log was empty would read all of it when it has grown.
-set enable_seqscan = off as $$
+-- A plan that was made while the log was empty would read all of it when it has grown. Before
+-- PostgreSQL 18 what is off costs so much by the books that each statement would be compiled.
+set enable_seqscan = off set jit = off as $$
 declare
     -- Expressions: a statement that performs them costs some microseconds more.
     v_fits constant boolean := tokenlib.check_input(p_units, p_metadata, p_key, p_mode);
