@@ -12,6 +12,7 @@ from tokenlib.features.inputs import InvalidInput
 from tokenlib.features.model import ModelError
 from tokenlib.features.quests import FEATURE as EXAMPLE
 from tokenlib.features.quests import QuestRequest
+from tokenlib.reports import Reports
 
 person = session.require(*session.EVERYBODY)
 tokens = session.tokens()
@@ -56,9 +57,9 @@ with left:
             request = QuestRequest(goal, quarter, **numbers)
             key = acting.key_for("quests", (member, request))
             with progress.steps("Generating") as step:
-                made = quests.generate(
-                    tokens, member, request, quests.model(gate.settings(), failing), key, step
-                )
+                most = Reports(tokens.database).output_limit(member.organization_id)
+                model = quests.model(gate.settings(), failing, most)
+                made = quests.generate(tokens, member, feature, request, model, key, step)
             acting.done("quests")
             st.success(
                 quests.message(made.used, quests.FEATURE, made.left),
@@ -66,7 +67,7 @@ with left:
                 icon=":material/check_circle:",
             )
         except ModelError as error:
-            refusals.model_failed(error, feature.cost)
+            refusals.model_failed(error)
         except InvalidInput as error:
             st.error(
                 f"{fmt.plain(quests.label(error))}. Nothing was charged.", icon=":material/error:"

@@ -47,6 +47,8 @@ asked = actions.asked(here)
 match asked and (asked.action, asked.subject):
     case (pricing.COST, str() as feature):
         pricing.cost(here, feature)
+    case (pricing.SIZE, str() as feature):
+        pricing.size(here, feature)
     case (pricing.ALLOWANCE, str() as cell):
         plan, _, token_type = cell.partition("/")
         pricing.allowance(here, plan, token_type)

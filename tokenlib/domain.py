@@ -144,12 +144,20 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """A catalog entry: what one unit of the feature costs, and which token type pays."""
+    """A catalog entry: what one unit of the feature costs, and which token type pays.
+
+    `unit_size` is how many output units of an answer one unit pays; None: a use is one unit.
+    """
 
     feature: str
     title: str
     token_type: str
     cost: int
+    unit_size: int | None = None
+
+    def units(self, output_units: int) -> int:
+        """The units to charge for an answer of so many output units: started ones count whole."""
+        return 1 if self.unit_size is None else max(1, -(-output_units // self.unit_size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,17 @@ class StaffVerbs(CatalogVerbs):
         feature = inputs.text(feature, "feature")
         self._staff(actor, "set_cost", feature=feature, cost=_whole(cost, "cost"), reason=reason)
 
+    def staff_set_unit_size(
+        self, actor: UUID, feature: str, unit_size: int | None, *, reason: str
+    ) -> None:
+        """How many output units of an answer one unit of a feature pays from now on.
+
+        None: a use costs the same however long its answer is.
+        """
+        feature = inputs.text(feature, "feature")
+        size = None if unit_size is None else _whole(unit_size, "unit_size")
+        self._staff(actor, "set_unit_size", feature=feature, unit_size=size, reason=reason)
+
     def staff_set_allowance(
         self, actor: UUID, plan: str, token_type: str, allowance: int | None, *, reason: str
     ) -> None:

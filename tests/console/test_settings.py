@@ -79,6 +79,16 @@ def test_a_cost_shows_what_it_would_have_meant_and_then_its_entry(
     assert "generate_goal · cost: 3 → 6" in texts(app)
 
 
+def test_a_feature_can_cost_by_the_size_of_its_answer(console: Open, tokens: Tokens) -> None:
+    app = ask(console("settings.py"), pricing.SIZE, "generate_goal")
+    assert "3 tokens for a use" in texts(app)
+    app.number_input(key="size_generate_goal").set_value(500).run()
+    confirm(app, "Set to 500 output units")
+    assert "3 tokens for 500 output units" in done(app)
+    assert entry(tokens) == ("set_unit_size", str(ADMIN), WHY)
+    assert tokens.catalog().features["generate_goal"].unit_size == 500
+
+
 def test_an_allowance_can_become_unlimited(console: Open, tokens: Tokens) -> None:
     app = ask(console("settings.py"), pricing.ALLOWANCE, "pro/forecast")
     assert "Nothing yet" in texts(app)

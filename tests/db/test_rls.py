@@ -107,6 +107,7 @@ VERBS = {
     "staff_rotate_key",
     "staff_set_allowance",
     "staff_set_cost",
+    "staff_set_unit_size",
     "staff_set_limits",
     "staff_set_mode",
     "staff_set_parameters",

@@ -121,6 +121,12 @@ VERBS = [
         after={"feature": "generate_goal", "cost": 4},
     ),
     Verb(
+        "staff_set_unit_size",
+        lambda s, a, r: s.tokens.staff_set_unit_size(a, "generate_goal", 500, reason=r),
+        before={"feature": "generate_goal", "unit_size": None},
+        after={"feature": "generate_goal", "unit_size": 500},
+    ),
+    Verb(
         "staff_set_allowance",
         lambda s, a, r: s.tokens.staff_set_allowance(a, "pro", "general", None, reason=r),
         before={"plan": "pro", "token_type": "general", "allowance": 50},

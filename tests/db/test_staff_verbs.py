@@ -127,6 +127,11 @@ def test_two_admins_cannot_remove_each_other_at_once(alone: Scene) -> None:
         (lambda s: s.tokens.staff_set_cost(s.admin, "generate_goal", 2**70, reason="r"), "cost"),
         (lambda s: s.tokens.staff_set_cost(s.admin, "typo", 1, reason="r"), "feature"),
         (
+            lambda s: s.tokens.staff_set_unit_size(s.admin, "generate_goal", 0, reason="r"),
+            "unit_size",
+        ),
+        (lambda s: s.tokens.staff_set_unit_size(s.admin, "typo", 1, reason="r"), "feature"),
+        (
             lambda s: s.tokens.staff_set_allowance(s.admin, "pro", "general", -1, reason="r"),
             "allowance",
         ),

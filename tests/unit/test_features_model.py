@@ -4,102 +4,41 @@ import asyncio
 import json
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.endpoint import (
+    LONG,
+    Endpoint,
+    Handler,
+    Reply,
+    answer,
+    direct,
+    dripping,
+    dripping_headers,
+    says,
+    serving,
+    silent,
+)
 from tokenlib.features.model import Completion, ModelError, OpenAIModel
 from tokenlib.features.quests import QuestRequest, generate
 
 KEY = "sample-key"
 
-Reply = Callable[["Handler"], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Notes each request and answers with the next prepared reply, the last one again and again."""
-
-    server: "Endpoint"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, self.headers["Authorization"], body))
-        replies = self.server.replies
-        (replies.pop(0) if len(replies) > 1 else replies[0])(self)
-
-    def send(self, status: int, body: bytes, length: int | None = None) -> None:
-        """One whole response, unless `length` promises more than there is."""
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name it overrides
-        """Nothing: the tests read `requests`."""
-
-
-class Endpoint(ThreadingHTTPServer):
-    """A chat endpoint that does what `replies` say; `stopped` ends those that still go on."""
-
-    # Joined at the end, so that no handler outlives its test.
-    daemon_threads = False
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.replies: list[Reply] = []
-        self.requests: list[tuple[str, str, dict[str, Any]]] = []
-        self.stopped = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is what some tests are about; anything else is a fault."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a proxy that the machine may have out of the way."""
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "127.0.0.1")
-
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     direct(monkeypatch)
-    with Endpoint() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving() as server:
         yield server
-        server.stopped.set()
-        server.shutdown()
-        thread.join()
 
 
 def ask(endpoint: Endpoint, *replies: Reply, timeout: float = 20) -> Completion:
     endpoint.replies[:] = replies
     return OpenAIModel(endpoint.url, KEY, "sample-model").complete("Say hello", timeout=timeout)
-
-
-def says(status: int, body: Any) -> Reply:
-    """A reply with this body: bytes as they are, anything else as JSON."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return lambda handler: handler.send(status, content)
-
-
-def answer(content: Any = "Hello", **other: Any) -> dict[str, Any]:
-    """A chat completion."""
-    message = {"role": "assistant", "content": content}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 12, "completion_tokens": 3, "total_tokens": 15}
-    return {"id": "1", "object": "chat.completion", "choices": [choice], "usage": usage, **other}
 
 
 def test_an_answer_with_its_units(endpoint: Endpoint) -> None:
@@ -194,33 +133,6 @@ def test_an_answer_cut_off_or_refused(
     assert caught.value.reason == reason
 
 
-LONG = 8.0
-"""Seconds that the replies below take if nobody gives up: a client without deadline fails by it."""
-
-
-def drip(handler: Handler, byte: bytes) -> None:
-    end = time.monotonic() + LONG
-    while time.monotonic() < end and not handler.server.stopped.wait(0.02):
-        handler.wfile.write(byte)
-
-
-def silent(handler: Handler) -> None:
-    """Takes the request and does not answer."""
-    handler.server.stopped.wait(LONG)
-
-
-def dripping(handler: Handler) -> None:
-    """Starts to answer at once, and goes on a space at a time."""
-    handler.send(200, b"", length=1_000_000)
-    drip(handler, b" ")
-
-
-def dripping_headers(handler: Handler) -> None:
-    """The same before the answer begins."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Wait: ")
-    drip(handler, b".")
-
-
 @pytest.mark.parametrize("reply", [silent, dripping, dripping_headers])
 def test_the_timeout_bounds_the_whole_call(endpoint: Endpoint, reply: Reply) -> None:
     start = time.monotonic()
@@ -228,6 +140,36 @@ def test_the_timeout_bounds_the_whole_call(endpoint: Endpoint, reply: Reply) -> 
         ask(endpoint, reply, timeout=0.5)
     assert caught.value.reason == "timeout"
     assert time.monotonic() - start < LONG - 2
+
+
+def test_an_answer_longer_than_it_may_be(endpoint: Endpoint) -> None:
+    """The endpoint was told the limit, and does not keep to it."""
+    endpoint.replies[:] = [says(200, answer(usage={"completion_tokens": 501}))]
+    with pytest.raises(ModelError, match="more than the 500 units") as caught:
+        OpenAIModel(endpoint.url, KEY, "m", 500).complete("Say hello", timeout=20)
+    assert caught.value.reason == "broken_answer"
+    assert endpoint.requests[0][2]["max_completion_tokens"] == 500
+    endpoint.replies[:] = [says(200, answer(usage={"completion_tokens": 500}))]
+    assert OpenAIModel(endpoint.url, KEY, "m", 500).complete("", timeout=20).output_units == 500
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(endpoint: Endpoint) -> None:
+    sent = 0
+
+    def endless(handler: Handler) -> None:
+        nonlocal sent
+        handler.send(200, b"", length=10**12)
+        end = time.monotonic() + LONG
+        while time.monotonic() < end:
+            handler.wfile.write(b" " * 65_536)
+            sent += 65_536
+
+    start = time.monotonic()
+    with pytest.raises(ModelError, match="too large") as caught:
+        ask(endpoint, endless)
+    assert caught.value.reason == "broken_answer"
+    assert time.monotonic() - start < LONG - 2
+    assert sent < 50_000_000
 
 
 def test_an_answer_that_breaks_off(endpoint: Endpoint) -> None:

@@ -26,6 +26,7 @@ class Saying:
     """A model that gives one prepared answer and keeps what it was asked."""
 
     answer: str
+    max_output_units: int = 2_000
     prompts: list[str] = field(default_factory=list)
 
     def complete(self, prompt: str, *, timeout: float) -> Completion:

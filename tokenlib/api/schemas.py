@@ -406,12 +406,16 @@ class Explanation(Answer):
 
 
 class CatalogFeature(Answer):
-    """What one unit of a feature costs, and which token type pays."""
+    """What one unit of a feature costs, and which token type pays.
+
+    `unitSize` is how many output units of an answer one unit pays; null: a use is one unit.
+    """
 
     feature: str
     title: str
     token_type: str
     cost: int
+    unit_size: int | None
 
 
 class Allowance(Answer):

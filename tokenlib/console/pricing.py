@@ -13,8 +13,10 @@ from tokenlib.errors import TokenlibError
 from tokenlib.reports.settings import CostPreview
 
 COST = "cost"
+SIZE = "unit_size"
 ALLOWANCE = "allowance"
 _CLICK_COST = "catalog_cost"
+_CLICK_SIZE = "catalog_size"
 _CLICK_ALLOWANCE = "catalog_allowance"
 _SHOWN = 8
 
@@ -25,6 +27,7 @@ def draw(here: Office) -> None:
     features = list(catalog.features.values())
     st.markdown("**What a use costs**")
     data = tables.frame(features, ["title", "token_type", "cost"], context)
+    data["size"] = [_size(feature.unit_size) for feature in features]
     data["action"] = "Change"
     tables.show(
         data,
@@ -32,12 +35,15 @@ def draw(here: Office) -> None:
             "title": "Feature",
             "token_type": "Draws on",
             "cost": tables.number("Tokens"),
+            "size": st.column_config.ButtonColumn("For", key=_CLICK_SIZE, type="tertiary"),
             "action": tables.action(_CLICK_COST),
         },
         "What each feature costs",
     )
     if (chosen := tables.clicked(_CLICK_COST, features)) is not None:
         actions.ask(COST, None, chosen.feature)
+    if (chosen := tables.clicked(_CLICK_SIZE, features)) is not None:
+        actions.ask(SIZE, None, chosen.feature)
 
     st.markdown("**What a plan gives per period**")
     types = [name for name in catalog.token_types if name != fmt.PACKS]
@@ -120,6 +126,39 @@ def effect(preview: CostPreview, context: Context) -> None:
         st.caption(
             f"{shown}The same use is assumed; holds that run now keep the cost they were made at."
         )
+
+
+@st.dialog("Change what is paid for", icon=":material/sell:", on_dismiss=actions.close)
+def size(here: Office, feature: str) -> None:
+    """Whether a feature costs the same each time, or by the size of its answer."""
+    known = here.context.catalog.features.get(feature)
+    if known is None:
+        st.info("The catalog has this feature no more.")
+        return
+    price = fmt.count(known.cost, "token")
+    st.markdown(f"**{known.title}**: {price} for {_size(known.unit_size)}.")
+    st.caption(
+        "Empty: each use costs the same. Else the tokens of the longest answer are held, and those"
+        " of the answer charged, each started part as a whole one. It holds for callers who ask the"
+        " catalog for the units, as the quests here do."
+    )
+    new = office.limit(
+        "Output units that the tokens pay", known.unit_size, f"size_{feature}", none="A use"
+    )
+    if not office.changes([(known.title, _size(known.unit_size), _size(new))]):
+        return
+    actions.confirm(
+        here,
+        f"Set to {_size(new)}",
+        lambda reason: session.tokens().staff_set_unit_size(
+            here.person.user_id, feature, new, reason=reason
+        ),
+        f"{known.title}: {price} for {_size(new)} from now on.",
+    )
+
+
+def _size(unit_size: int | None) -> str:
+    return "a use" if unit_size is None else fmt.count(unit_size, "output unit")
 
 
 @st.dialog("Change an allowance", icon=":material/sell:", on_dismiss=actions.close)

@@ -13,11 +13,17 @@ from tokenlib.config import Settings
 from tokenlib.console import format as fmt
 from tokenlib.console.acting import Member
 from tokenlib.db import statements
-from tokenlib.domain import Balance
+from tokenlib.domain import Balance, Feature
 from tokenlib.errors import NotAMember
 from tokenlib.features import quests
 from tokenlib.features.inputs import InvalidInput
-from tokenlib.features.model import FailingModel, Model, OpenAIModel
+from tokenlib.features.model import (
+    MAX_OUTPUT_UNITS,
+    FailingModel,
+    Model,
+    ModelError,
+    OpenAIModel,
+)
 from tokenlib.features.quests import QuestLine, QuestRequest, QuestStep
 from tokenlib.reports.organizations import QuestRow
 from tokenlib.tokens import Tokens
@@ -62,23 +68,28 @@ def label(error: InvalidInput) -> str:
     return str(error).replace(error.field, labels.get(error.field, error.field.capitalize()), 1)
 
 
-def model(settings: Settings, failing: bool) -> Model | None:
+def model(settings: Settings, failing: bool, most: int | None) -> Model | None:
     """The model that words quests: none by default, the operator's, or one that fails.
 
-    Raises ModelError or ValueError when the operator's settings cannot be used.
+    `most` is the limit of output units for the member. Raises ModelError or ValueError when the
+    operator's settings cannot be used.
     """
     if failing:
         return FailingModel()
     if settings.llm_base_url is None:
         return None
     return OpenAIModel(
-        settings.llm_base_url, settings.llm_api_key or "none", settings.llm_model or ""
+        settings.llm_base_url,
+        settings.llm_api_key or "none",
+        settings.llm_model or "",
+        MAX_OUTPUT_UNITS if most is None else min(MAX_OUTPUT_UNITS, most),
     )
 
 
 def generate(
     tokens: Tokens,
     member: Member,
+    feature: Feature,
     request: QuestRequest,
     model: Model | None,
     key: str,
@@ -86,23 +97,40 @@ def generate(
 ) -> Generated:
     """Hold the cost, ask the model, save the quest, charge; `progress` hears what it does.
 
-    Raises a Refused, or ModelError when the model fails; either way nothing was charged.
+    Where the catalog charges by the size of the answer, that of the longest one is held, and that
+    of the answer charged. Raises a Refused, or ModelError when the model fails; either way nothing
+    was charged.
     """
     progress("Holding the tokens…")
+    most = model.max_output_units if model else 0
+    metadata: dict[str, str | int] = {"quarter": request.quarter}
     with tokens.spend(
         member.organization_id,
         member.user_id,
         FEATURE,
-        metadata={"quarter": request.quarter},
+        feature.units(most),
+        {**metadata, "output_units": most} if most else metadata,
         idempotency_key=key,
         limits=True,
     ) as held:
         progress(f"Writing the quest line, with {fmt.count(held.tokens, 'token')} held…")
-        line = quests.generate(request, model)
+        try:
+            line = quests.generate(request, model)
+            if feature.unit_size and line.written_by == "model" and not line.output_units:
+                raise ModelError(
+                    "The model did not say how long its answer is, and the cost depends on it.",
+                    "broken_answer",
+                )
+        except ModelError as error:
+            error.held = held.tokens
+            raise
         progress("Saving the quest line, and charging for it…")
         _save(tokens, member, line)
+        if line.written_by == "model":
+            metadata |= {"input_units": line.input_units, "output_units": line.output_units}
+        used = tokens.deduct(held, feature.units(line.output_units), metadata)
     left = tokens.get_token_balance(member.organization_id, held.token_type)
-    return Generated(line, held.tokens, left)
+    return Generated(line, used.tokens_deducted, left)
 
 
 def steps(metadata: Mapping[str, Any]) -> list[QuestStep]:

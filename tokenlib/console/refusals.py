@@ -89,11 +89,13 @@ def show(error: TokenlibError, context: Context) -> None:
             problem(error)
 
 
-def model_failed(error: ModelError, cost: int) -> None:
+def model_failed(error: ModelError) -> None:
     """Draw that the model failed, and that its tokens came back."""
+    back = "."
+    if error.held is not None:
+        back = f": the {fmt.count(error.held, 'token')} held for it went back to the balance."
     st.warning(
-        f"{error} Nothing was charged: the {fmt.count(cost, 'token')} held for it went back to the"
-        " balance.",
+        f"{fmt.plain(str(error))} Nothing was charged{back}",
         title="The model failed",
         icon=":material/undo:",
     )

@@ -20,6 +20,7 @@ from tokenlib.reports.settings import ChangeRow
 ROWS = 25
 ACTIONS = (
     "set_cost",
+    "set_unit_size",
     "set_allowance",
     "set_limits",
     "set_parameters",

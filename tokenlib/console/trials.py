@@ -95,7 +95,7 @@ def _run(member: Member, demo: DemoFeature, given: str, context: Context, failin
         ):
             step(f"Running, with {fmt.count(held.tokens, 'token')} held…")
             if failing:
-                FailingModel().complete(given, timeout=1)
+                _fail(given, held.tokens)
             result = demo.run(values)
         acting.done(page)
         left = tokens.get_token_balance(member.organization_id, held.token_type)
@@ -108,10 +108,18 @@ def _run(member: Member, demo: DemoFeature, given: str, context: Context, failin
     except InvalidInput as error:
         st.error(f"{fmt.plain(str(error))}. Nothing was charged.", icon=":material/error:")
     except ModelError as error:
-        refusals.model_failed(error, context.catalog.features[name].cost)
+        refusals.model_failed(error)
     except TokenlibError as error:
         acting.done(page)
         refusals.show(error, context)
+
+
+def _fail(given: str, held: int) -> None:
+    try:
+        FailingModel().complete(given, timeout=1)
+    except ModelError as error:
+        error.held = held
+        raise
 
 
 def _result(trial: Trial) -> None:

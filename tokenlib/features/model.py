@@ -6,16 +6,22 @@ A model is asked outside any transaction, while the tokens are held. Whatever go
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from openai.resources.chat.completions import AsyncCompletionsWithRawResponse
+    from openai.resources.chat.completions import (
+        AsyncCompletionsWithStreamingResponse,
+    )
     from openai.types.chat import ChatCompletionMessageParam
 
 Reason = Literal["timeout", "refusal", "broken_answer", "unavailable", "not_installed"]
+
+MAX_OUTPUT_UNITS = 2_000
+"""Units that an answer may have unless said."""
 
 LARGEST_RESPONSE = 1_000_000
 """Bytes of an HTTP response that are still read as an answer."""
@@ -25,11 +31,15 @@ MOST_UNITS = 1_000_000_000
 
 
 class ModelError(Exception):
-    """The model gave no usable answer; `reason` says why, the message can be shown to a person."""
+    """The model gave no usable answer; `reason` says why, the message can be shown to a person.
+
+    `held` is how many tokens were held for it and have gone back, where some were.
+    """
 
     def __init__(self, message: str, reason: Reason) -> None:
         super().__init__(message)
         self.reason = reason
+        self.held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,10 @@ class Completion:
 class Model(Protocol):
     """Anything that completes a prompt."""
 
+    @property
+    def max_output_units(self) -> int:
+        """The longest answer that `complete` gives, in the model's units; 0: it writes nothing."""
+
     def complete(self, prompt: str, *, timeout: float) -> Completion:
         """Answer within `timeout` seconds or raise ModelError.
 
@@ -55,6 +69,8 @@ class Model(Protocol):
 class OfflineModel:
     """The default: no network, no words of its own."""
 
+    max_output_units: int = 0
+
     def complete(self, prompt: str, *, timeout: float) -> Completion:
         """An empty answer that took no units."""
         return Completion("", 0, 0)
@@ -65,6 +81,7 @@ class FailingModel:
     """A model that takes the prompt and then fails, to show that a failed call costs nothing."""
 
     reason: Reason = "unavailable"
+    max_output_units: int = 0
 
     def complete(self, prompt: str, *, timeout: float) -> Completion:
         """Always raises ModelError."""
@@ -81,7 +98,7 @@ class OpenAIModel:
     base_url: str
     api_key: str = field(repr=False)
     model: str
-    max_output_units: int = 2_000
+    max_output_units: int = MAX_OUTPUT_UNITS
 
     def __post_init__(self) -> None:
         try:
@@ -111,7 +128,11 @@ class OpenAIModel:
         # The client's own timeout starts again with every byte that arrives, so only a call that
         # can be cancelled keeps a deadline; in a thread, because the caller may run a loop already.
         with ThreadPoolExecutor(max_workers=1) as worker:
-            return _completion(worker.submit(asyncio.run, self._ask(prompt, timeout)).result())
+            body = worker.submit(asyncio.run, self._ask(prompt, timeout)).result()
+        completion = _completion(body)
+        if completion.output_units > self.max_output_units:
+            raise _broken(f"has more than the {self.max_output_units} units that it may have")
+        return completion
 
     async def _ask(self, prompt: str, timeout: float) -> bytes:
         from openai import APIError, APIStatusError, APITimeoutError, AsyncOpenAI
@@ -123,7 +144,7 @@ class OpenAIModel:
                     base_url=self.base_url, api_key=self.api_key, timeout=timeout, max_retries=0
                 ) as client,
             ):
-                return await self._chat(client.chat.completions.with_raw_response, prompt)
+                return await self._chat(client.chat.completions.with_streaming_response, prompt)
         except (TimeoutError, APITimeoutError) as error:
             raise ModelError(
                 f"The model did not answer within {timeout:g} seconds.", "timeout"
@@ -136,27 +157,41 @@ class OpenAIModel:
         except APIError as error:
             raise ModelError("The model's endpoint could not be reached.", "unavailable") from error
 
-    async def _chat(self, chat: "AsyncCompletionsWithRawResponse", prompt: str) -> bytes:
+    async def _chat(self, chat: "AsyncCompletionsWithStreamingResponse", prompt: str) -> bytes:
         from openai import BadRequestError, UnprocessableEntityError
 
         messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": prompt}]
         limit = self.max_output_units
         try:
-            response = await chat.create(
+            async with chat.create(
                 model=self.model, messages=messages, max_completion_tokens=limit
-            )
+            ) as response:
+                return await _content(response.iter_bytes())
         except (BadRequestError, UnprocessableEntityError) as error:
             # OpenAI's newer models accept only this name of the limit, others only the older one.
             if "max_completion_tokens" not in error.response.text:
                 raise
-            response = await chat.create(model=self.model, messages=messages, max_tokens=limit)
-        return response.content
+        async with chat.create(model=self.model, messages=messages, max_tokens=limit) as response:
+            return await _content(response.iter_bytes())
+
+
+async def _content(parts: AsyncIterator[bytes]) -> bytes:
+    """A response's body. One that is too large is not read to its end."""
+    body = bytearray()
+    try:
+        async for part in parts:
+            body += part
+            if len(body) > LARGEST_RESPONSE:
+                raise _broken("is too large")
+    except ModelError:
+        raise
+    except Exception as error:  # of whatever transport the client stands on
+        raise ModelError("The model's answer broke off.", "unavailable") from error
+    return bytes(body)
 
 
 def _completion(body: bytes) -> Completion:
     """Read a chat completion, believing nothing about its shape."""
-    if len(body) > LARGEST_RESPONSE:
-        raise _broken("is too large")
     try:
         answer = json.loads(body)
         choice = answer["choices"][0]

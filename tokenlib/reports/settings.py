@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
+from tokenlib.db import as_uuid
 from tokenlib.domain import Limits, Mode, Scope, StaffRole
 from tokenlib.reports.asking import Asking, Id, id_or_none, rows_at_most, whole
 
@@ -166,6 +167,12 @@ class SettingsReports(Asking):
             LimitsRow(row.pop("organization_id"), row.pop("organization"), Limits(**row))
             for row in self._ask("settings", "limits")
         ]
+
+    def output_limit(self, organization_id: Id) -> int | None:
+        """How many output units one request of a member may have; None is no limit."""
+        organization = as_uuid(organization_id, "organization_id")
+        rows = self._ask("settings", "output_limit", organization_id=organization)
+        return rows[0]["output_units_per_request"] if rows else None
 
     def request_limits(self) -> list[RequestLimitRow]:
         """How much the HTTP API takes from each organization, then from each that differs."""

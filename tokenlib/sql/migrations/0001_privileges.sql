@@ -134,7 +134,7 @@ begin
             'create_organization', 'add_member', 'save_quest', 'advance_quest', 'record_latency',
             'record_verification', 'close_usage', 'forget_usage', 'staff_grant', 'staff_release', 'staff_refund',
             'staff_change_plan', 'staff_set_status', 'staff_pause_user', 'staff_settle_finding',
-            'staff_set_mode', 'staff_set_cost', 'staff_set_allowance', 'staff_set_limits',
+            'staff_set_mode', 'staff_set_cost', 'staff_set_unit_size', 'staff_set_allowance', 'staff_set_limits',
             'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
             'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
             'sign_out', 'api_write', 'api_charges', 'api_can_use', 'api_balances', 'api_keys',

@@ -59,7 +59,9 @@ create table public.ai_token_features (
     feature text primary key,
     title text not null,
     token_type text not null references public.ai_token_types (token_type),
-    cost bigint not null constraint cost_positive check (cost > 0)
+    cost bigint not null constraint cost_positive check (cost > 0),
+    -- Output units that one unit of the feature pays; null: a use is one unit, however long its answer.
+    unit_size bigint constraint unit_size_positive check (unit_size > 0)
 );
 -- A key to the token types has its index everywhere, or changing one reads every row.
 create index allowances_by_type on public.ai_token_allowances (token_type);

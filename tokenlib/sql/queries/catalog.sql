@@ -1,7 +1,8 @@
 -- The catalog as it stands now, and who is asked about.
 
 -- name: features
-select feature, title, token_type, cost from public.ai_token_features order by token_type, feature
+select feature, title, token_type, cost, unit_size from public.ai_token_features
+order by token_type, feature
 
 -- name: token_types
 select token_type, title from public.ai_token_types order by position

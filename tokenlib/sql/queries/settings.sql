@@ -8,6 +8,12 @@ from public.ai_token_limits l
 left join public.organizations o on o.id = l.organization_id
 order by l.organization_id is not null, o.name, l.organization_id
 
+-- name: output_limit
+-- Of a request in one organization; null: none.
+select output_units_per_request from public.ai_token_limits
+where scope in (%(organization_id)s::uuid, '00000000-0000-0000-0000-000000000000')
+order by scope desc limit 1
+
 -- name: parameters
 select p.period, p.hold_life, p.top_up_block, p.token_cost_cents,
     case when p.mode_until is null or p.mode_until > tokenlib.clock() then p.mode else 'enforce' end

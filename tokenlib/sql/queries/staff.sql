@@ -32,6 +32,9 @@ select tokenlib.staff_set_mode(%(actor)s, %(organization_id)s, %(mode)s, %(until
 -- name: set_cost
 select tokenlib.staff_set_cost(%(actor)s, %(feature)s, %(cost)s, %(reason)s) as status
 
+-- name: set_unit_size
+select tokenlib.staff_set_unit_size(%(actor)s, %(feature)s, %(unit_size)s, %(reason)s) as status
+
 -- name: set_allowance
 select tokenlib.staff_set_allowance(%(actor)s, %(plan)s, %(token_type)s, %(allowance)s, %(reason)s)
     as status
