@@ -79,6 +79,7 @@ PLATFORM: dict[str, Callable[[Reports], Any]] = {
     "staff": lambda r: r.staff(),
     "api_keys": lambda r: r.api_keys(),
     "request_limits": lambda r: r.request_limits(),
+    "output_limit": lambda r: r.output_limit(uuid4()),
     "former_staff": lambda r: r.former_staff(),
     "changes": lambda r: r.changes(),
 }

@@ -66,6 +66,7 @@ VERBS = {
     "advance_quest",
     "api_balances",
     "api_can_use",
+    "api_has_enough",
     "api_charges",
     "api_keys",
     "api_metrics",

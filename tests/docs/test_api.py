@@ -52,7 +52,13 @@ class Reader:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env={"PATH": os.environ["PATH"], "HOME": str(self.folder), **self.environment},
+            # PYTHONPATH: the code that is tested here, not one that is installed beside it.
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+                "HOME": str(self.folder),
+                **self.environment,
+            },
             capture_output=True,
             text=True,
             timeout=100,

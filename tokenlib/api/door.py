@@ -244,7 +244,7 @@ class Writing(Reading):
 
 def _said(row: Row) -> Row:
     """An answer: where it is silent and the request speaks, the request stands."""
-    silent = ("token_type", "plan", "feature")
+    silent = ("token_type", "plan", "feature", "id")
     return {name: value for name, value in row.items() if value is not None or name not in silent}
 
 

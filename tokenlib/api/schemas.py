@@ -223,6 +223,12 @@ class Refund(Answer):
     created_at: datetime
 
 
+class Enough(Answer):
+    """Whether the balance would pay; who asks, payment states and limits do not matter."""
+
+    has_enough: bool
+
+
 class Verdict(Answer):
     """Whether the user may run the feature now, and the rule that would refuse."""
 

@@ -27,6 +27,23 @@ ReservationId = Annotated[UUID, Path(alias="reservationId")]
 UsageId = Annotated[UUID, Path(alias="usageId")]
 
 
+@router.get("/has-enough", openapi_extra=door("check"))
+def has_enough(
+    organization_id: OrganizationId,
+    feature: Annotated[str, Query(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])],
+    read: Read,
+    units: Annotated[int, Query(ge=1, le=MAX_UNITS)] = 1,
+) -> s.Enough:
+    """Whether the balance would pay: for a button, never the decision. `can-use` is the verdict."""
+    [row] = read.ask("has_enough", organization_id=organization_id, feature=feature, units=units)
+    match row["status"]:
+        case "yes" | "no" as said:
+            return s.Enough(has_enough=said == "yes")
+        case "unknown_feature":
+            raise UnknownFeature(feature, read.tokens.catalog().features)
+    raise NotYours
+
+
 @router.get("/can-use", openapi_extra=door("check"))
 def can_use(
     organization_id: OrganizationId,

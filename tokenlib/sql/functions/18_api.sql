@@ -377,6 +377,17 @@ begin
 end
 $$;
 
+-- Whether the balance would pay, for who may ask there: yes, no, or what is wrong with the question.
+create function tokenlib.api_has_enough(
+    p_caller uuid, p_organization uuid, p_feature text, p_units bigint
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    return case when tokenlib.standing(p_caller, p_organization, 'check') is null then 'not_yours'
+        else tokenlib.has_enough(p_organization, p_feature, p_units) end;
+end
+$$;
+
 -- Balances of one organization or of one of its wallets, up to date, for who may read there.
 create function tokenlib.api_balances(p_caller uuid, p_organization uuid, p_token_type text)
 returns setof public.ai_tokens

@@ -137,7 +137,7 @@ begin
             'staff_set_mode', 'staff_set_cost', 'staff_set_unit_size', 'staff_set_allowance', 'staff_set_limits',
             'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
             'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
-            'sign_out', 'api_write', 'api_charges', 'api_can_use', 'api_balances', 'api_keys',
+            'sign_out', 'api_write', 'api_charges', 'api_can_use', 'api_has_enough', 'api_balances', 'api_keys',
             'api_metrics',
             'clock', 'usage_hash', 'charge_hash', 'event_hash', 'legacy_hash', 'digest',
             'microseconds') then
