@@ -53,6 +53,8 @@ PURE = {
 READING = {
     "active_between",
     "bars",
+    "movers",
+    "organizations_between",
     "top_usage",
     "usage_archived_to",
     "usage_bars",

@@ -51,7 +51,9 @@ INTERNAL = {
     "ai_token_archived_keys",
     "ai_token_usage_active",
     "ai_token_usage_closed",
+    "ai_token_usage_days",
     "ai_token_usage_kept",
+    "ai_token_usage_pace",
     "ai_token_usage_seen",
     "ai_token_usage_sums",
     "ai_token_usage_windows",
@@ -131,6 +133,8 @@ HASHES = {
 ROLLUPS = {
     "active_between",
     "bars",
+    "movers",
+    "organizations_between",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -181,6 +185,8 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     )
     owner.execute("insert into ai_token_usage_active values (1, now(), 1, 1)")
     owner.execute("insert into ai_token_usage_seen values (%s, now())", NOBODY)
+    owner.execute("insert into ai_token_usage_pace values (%s, 'general', 1)", NOBODY)
+    owner.execute("insert into ai_token_usage_days values (%s, now(), 1)", NOBODY)
     tokens.verify()
     owner.execute(
         "insert into tokenlib_staff (user_id, email, full_name, role)"

@@ -51,7 +51,17 @@ QUESTIONS: dict[str, Question] = {
     "spenders": lambda r, s, u, z: r.spenders(s, u, "organization", 5),
     "spenders, users": lambda r, s, u, z: r.spenders(s, u, "user", 5),
     "overview": lambda r, s, u, z: r.overview(s, u, z),
-    "movers": lambda r, s, u, z: r.movers(z),
+    "movers": lambda r, s, u, z: r.movers(z, 5),
+    "run_outs": lambda r, s, u, z: r.run_outs(u - s, 7),
+    "movers of any two windows": lambda r, s, u, z: r.database.rows(
+        "select * from tokenlib.movers(%(since)s, %(until)s, %(before)s, %(before_until)s, 3)",
+        {
+            "since": max(s, NOW - 12 * DAY),
+            "until": max(u, NOW - 12 * DAY),
+            "before": max(s, NOW - 15 * DAY),
+            "before_until": max(u, NOW - 15 * DAY),
+        },
+    ),
 }
 OF_ONE: dict[str, Callable[[Reports, datetime, datetime, str, UUID], Any]] = {
     "usage_by_feature": lambda r, s, u, z, o: r.usage_by_feature(s, u, o),
@@ -188,6 +198,11 @@ def test_the_rollups_answer_what_the_log_answers(
     assert NOW - closed < timedelta(hours=8)
     history.write(NOW - timedelta(minutes=1), NOW, 5)
     assert owner.execute("select from ai_token_usage_kept").fetchone() is not None
+    owner.execute(
+        "update ai_tokens set balance = total_allocated %% 17, refresh_date = %s,"
+        " total_used = total_allocated - total_allocated %% 17",
+        (NOW + 20 * DAY,),
+    )
 
     seed = chance.random()
     rolled = answers(reports, Random(seed), history.organizations)
@@ -195,6 +210,7 @@ def test_the_rollups_answer_what_the_log_answers(
     owner.execute("select tokenlib.forget_usage()")
     plain = answers(reports, Random(seed), history.organizations)
     assert rolled.keys() == plain.keys()
+    assert any(page.total for (name, *_), page in plain.items() if name == "run_outs")
     for asked, answer in plain.items():
         assert rolled[asked] == answer, asked
     # Made anew from the log they are the same, down to the row.
@@ -207,12 +223,14 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
     """Every rollup, but organizations that are not kept any more."""
     return {
         table: owner.execute(
-            f"select * from ai_token_usage_{table} {where} order by 1, 2, 3, 4".encode()  # noqa: S608
+            f"select * from ai_token_usage_{table} {where} order by {key}".encode()  # noqa: S608
         ).fetchall()
-        for table, where in (
-            ("sums", "where organization_id = '00000000-0000-0000-0000-000000000000'"),
-            ("windows", ""),
-            ("active", "where change <> 0"),
+        for table, where, key in (
+            ("sums", "where organization_id = '00000000-0000-0000-0000-000000000000'", "2, 3, 4"),
+            ("windows", "", "1, 2, 3"),
+            ("pace", "", "1, 2"),
+            ("days", "", "1, 2"),
+            ("active", "where change <> 0", "1, 2"),
         )
     }
 

@@ -17,6 +17,7 @@ from tokenlib.db import Database, statements
 from tokenlib.embedded import Embedded
 from tokenlib.testing import TestClock, TestDatabase
 
+DAY = timedelta(days=1)
 NOW = datetime(2026, 3, 15, 12, 2, 30, tzinfo=UTC)
 SIZES = (4_000, 40_000)
 FILL = """
@@ -65,6 +66,7 @@ QUESTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("series", "series_closed"): {**ALL, **BARS},
     ("series", "totals_closed"): {**ALL, "feature": None},
     ("overview", "totals"): {},
+    ("overview", "run_outs_closed"): {"within": timedelta(days=7), "limit": 5},
 }
 
 
@@ -80,6 +82,19 @@ def test_a_question_reads_the_edges_of_its_window(
     # At 40,000 rows a step of five minutes has one or two. Counting organizations, the overview
     # looks up each that lies at an edge of its two windows.
     assert rows <= (200 if noun == "overview" else 30), question
+
+
+def test_movers_read_to_the_nearest_midnight(tokens: Tokens) -> None:
+    """Twice 12 hours at most, and days of those alone who can be among the first."""
+    rows = []
+    for size, week in ((5, DAY * 7), (1, DAY * 7)):
+        since = NOW - timedelta(days=6)
+        params = {"since": since, "until": NOW, "before": since - week, "before_until": NOW - week}
+        asked = {**params, "limit": size}
+        rows.append(fetched(tokens, statements("overview")["movers_closed"], asked))
+        whole = fetched(tokens, statements("overview")["movers"], asked)
+        # Each edge is read for the first ones, and again for all who can be among them.
+        assert rows[-1] <= whole // 3, (rows, whole)
 
 
 def test_the_log_alone_is_read_as_a_whole(tokens: Tokens) -> None:

@@ -187,7 +187,7 @@ class OverviewReports(
             since = last_monday(now, timezone)
             rows = reports._ask(
                 "overview",
-                "movers",
+                f"movers{reports._closed}",
                 since=since,
                 until=now,
                 before=since - _WEEK,
@@ -211,7 +211,8 @@ class OverviewReports(
         ids = None
         if organization_ids is not None:
             ids = [as_uuid(one, "organization_ids") for one in organization_ids]
-        return self._page(RunOut, "overview", "run_outs", limit, within=within, ids=ids)
+        question = f"run_outs{self._closed}" if ids is None else "run_outs"
+        return self._page(RunOut, "overview", question, limit, within=within, ids=ids)
 
     def upgrade_candidates(
         self, since: datetime, until: datetime, limit: int = 10

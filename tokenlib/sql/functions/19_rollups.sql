@@ -79,6 +79,24 @@ begin
 end
 $$;
 
+-- Of 17 days before p_to: the movers of a week look back over 15.
+create function tokenlib.fold_days(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_usage_days as d (organization_id, day, tokens)
+    select organization_id, date_bin('24 hours', created_at, '2000-01-01 00:00Z'),
+        sum(tokens_deducted)
+    from public.ai_token_usage_log
+    where created_at >= p_from and created_at < p_to
+    group by 1, 2
+    having sum(tokens_deducted) > 0
+    on conflict (organization_id, day) do update set tokens = d.tokens + excluded.tokens;
+    -- At a midnight, since it reads the whole table.
+    delete from public.ai_token_usage_days
+    where day < date_bin('24 hours', p_to - interval '408 hours', '2000-01-01 00:00Z')
+        and date_bin('24 hours', p_from, '2000-01-01 00:00Z')
+            < date_bin('24 hours', p_to, '2000-01-01 00:00Z');
+$$;
+
 -- What lies in each window at p_to, counted anew in one reading of the longest.
 create function tokenlib.make_windows(p_to timestamptz) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
@@ -112,7 +130,19 @@ language sql set search_path = pg_catalog, pg_temp as $$
     union all
     select organization_id, '00000000-0000-0000-0000-000000000000', days, sum(uses), sum(tokens)
     from each
-    group by organization_id, days
+    group by organization_id, days;
+
+    delete from public.ai_token_usage_pace;
+    insert into public.ai_token_usage_pace (organization_id, token_type, tokens)
+    select organization_id, token_type, sum(tokens_deducted)
+    from public.ai_token_usage_log
+    where created_at >= p_to - interval '168 hours' and created_at < p_to
+    group by 1, 2
+    having sum(tokens_deducted) > 0;
+
+    delete from public.ai_token_usage_days;
+    select tokenlib.fold_days(date_bin('24 hours', p_to - interval '408 hours', '2000-01-01 00:00Z'),
+        p_to);
 $$;
 
 -- Moves the ends of each window: what enters is added, what leaves is taken off.
@@ -139,6 +169,22 @@ language sql set search_path = pg_catalog, pg_temp as $$
         and uses = 0 and user_id = '00000000-0000-0000-0000-000000000000';
     delete from public.ai_token_usage_windows where days in (1, 7, 30, 90) and tokens = 0
         and uses = 0 and user_id <> '00000000-0000-0000-0000-000000000000';
+
+    insert into public.ai_token_usage_pace as p (organization_id, token_type, tokens)
+    select l.organization_id, l.token_type, sum(s.sign * l.tokens_deducted)
+    from (values (1, p_from, p_to), (-1, p_from - interval '168 hours',
+        p_to - interval '168 hours')) as s (sign, since, until)
+    join public.ai_token_usage_log l on l.created_at >= s.since and l.created_at < s.until
+    group by 1, 2
+    on conflict (organization_id, token_type) do update set tokens = p.tokens + excluded.tokens;
+    delete from public.ai_token_usage_pace p
+    using (select distinct organization_id, token_type from public.ai_token_usage_log
+        where (created_at >= p_from and created_at < p_to)
+            or (created_at >= p_from - interval '168 hours'
+                and created_at < p_to - interval '168 hours')) as moved
+    where p.organization_id = moved.organization_id and p.token_type = moved.token_type
+        and p.tokens = 0;
+    select tokenlib.fold_days(p_from, p_to);
 $$;
 
 -- An organization counts in a window from its charge on until `days` later, and not twice where the
@@ -277,6 +323,8 @@ begin
         or at > v_keep or not exists (select from public.ai_token_usage_closed);
     delete from public.ai_token_usage_kept;
     delete from public.ai_token_usage_windows;
+    delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_days;
     delete from public.ai_token_usage_active;
     delete from public.ai_token_usage_seen;
 end

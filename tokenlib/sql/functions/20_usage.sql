@@ -241,6 +241,105 @@ begin
 end
 $$;
 
+-- What some organizations used in a window that begins at most 16 days before windows_to, from their
+-- days and the raw rows at the edges: those to the nearest midnight, which are added or taken off.
+create function tokenlib.organizations_between(
+    p_since timestamptz, p_until timestamptz, p_organizations uuid[]
+) returns table (organization_id uuid, tokens bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_lo timestamptz;
+    v_hi timestamptz;
+begin
+    -- The last day ends at v_to.
+    v_lo := least(v_to, date_bin('24 hours', p_since + interval '12 hours', '2000-01-01 00:00Z'));
+    v_hi := case when p_until >= v_to then v_to else least(v_to,
+        date_bin('24 hours', p_until + interval '12 hours', '2000-01-01 00:00Z')) end;
+    return query
+    select o.id, coalesce(d.tokens, 0)::bigint + coalesce(e.tokens, 0)::bigint
+    from unnest(p_organizations) as o (id)
+    left join lateral (
+        select sum(tokens) as tokens from public.ai_token_usage_days
+        where organization_id = o.id and day >= v_lo and day < v_hi) as d on true
+    left join (
+        select organization_id, sum(tokens) as tokens
+        from (
+            select organization_id, case when p_since < v_lo then tokens_deducted
+                else -tokens_deducted end as tokens
+            from public.ai_token_usage_log
+            where created_at >= least(p_since, v_lo) and created_at < greatest(p_since, v_lo)
+            union all
+            select organization_id, case when v_hi < p_until then tokens_deducted
+                else -tokens_deducted end
+            from public.ai_token_usage_log
+            where created_at >= least(p_until, v_hi) and created_at < greatest(p_until, v_hi)
+        ) as edges
+        group by 1
+    ) as e on e.organization_id = o.id;
+end
+$$;
+
+-- The organizations whose use differs most between two windows of the last 30 days. Nobody's differs by
+-- more than all it used in these: so who used less than the last of the first ones needs no look.
+create function tokenlib.movers(
+    p_since timestamptz, p_until timestamptz, p_before timestamptz, p_before_until timestamptz,
+    p_limit bigint
+) returns table (organization_id uuid, tokens bigint, before bigint)
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_ids uuid[];
+    v_least bigint;
+begin
+    if v_to is null or least(p_since, p_before) < v_to - interval '384 hours' then
+        return query
+        select u.organization_id, u.tokens, u.before
+        from (
+            select organization_id,
+                coalesce(sum(tokens_deducted) filter (where created_at >= p_since
+                    and created_at < p_until), 0)::bigint as tokens,
+                coalesce(sum(tokens_deducted) filter (where created_at >= p_before
+                    and created_at < p_before_until), 0)::bigint as before
+            from public.ai_token_usage_log
+            where created_at >= least(p_since, p_before)
+                and created_at < greatest(p_until, p_before_until)
+            group by organization_id) as u
+        where u.tokens <> u.before
+        order by abs(u.tokens - u.before) desc, u.organization_id
+        limit p_limit;
+        return;
+    end if;
+    v_ids := array(
+        select organization_id from public.ai_token_usage_windows
+        where user_id = '00000000-0000-0000-0000-000000000000' and days = 30
+        order by tokens desc limit p_limit + 50);
+    select min(change) into v_least from (
+        select abs(n.tokens - b.tokens) as change
+        from tokenlib.organizations_between(p_since, p_until, v_ids) as n
+        join tokenlib.organizations_between(p_before, p_before_until, v_ids) as b
+            on b.organization_id = n.organization_id
+        order by 1 desc limit p_limit) as first;
+    v_ids := array(
+        select organization_id from public.ai_token_usage_windows
+        where user_id = '00000000-0000-0000-0000-000000000000' and days = 30
+            and tokens >= coalesce(v_least, 0)
+        union
+        select organization_id from public.ai_token_usage_log
+        where created_at >= v_to and created_at < greatest(p_until, p_before_until));
+    return query
+    select n.organization_id, n.tokens, b.tokens
+    from tokenlib.organizations_between(p_since, p_until, v_ids) as n
+    join tokenlib.organizations_between(p_before, p_before_until, v_ids) as b
+        on b.organization_id = n.organization_id
+    where n.tokens <> b.tokens
+    order by abs(n.tokens - b.tokens) desc, n.organization_id
+    limit p_limit;
+end
+$$;
+
 -- The organizations or users with the most tokens, in the order of tokens, uses and ids; `whole` is
 -- the tokens of everybody in the window. Who is among the first at the last closing or was charged since
 -- can be among the first now; so many more are looked at as may have fallen since.

@@ -3060,6 +3060,24 @@ begin
 end
 $$;
 
+-- Of 17 days before p_to: the movers of a week look back over 15.
+create function tokenlib.fold_days(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_usage_days as d (organization_id, day, tokens)
+    select organization_id, date_bin('24 hours', created_at, '2000-01-01 00:00Z'),
+        sum(tokens_deducted)
+    from public.ai_token_usage_log
+    where created_at >= p_from and created_at < p_to
+    group by 1, 2
+    having sum(tokens_deducted) > 0
+    on conflict (organization_id, day) do update set tokens = d.tokens + excluded.tokens;
+    -- At a midnight, since it reads the whole table.
+    delete from public.ai_token_usage_days
+    where day < date_bin('24 hours', p_to - interval '408 hours', '2000-01-01 00:00Z')
+        and date_bin('24 hours', p_from, '2000-01-01 00:00Z')
+            < date_bin('24 hours', p_to, '2000-01-01 00:00Z');
+$$;
+
 -- What lies in each window at p_to, counted anew in one reading of the longest.
 create function tokenlib.make_windows(p_to timestamptz) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
@@ -3093,7 +3111,19 @@ language sql set search_path = pg_catalog, pg_temp as $$
     union all
     select organization_id, '00000000-0000-0000-0000-000000000000', days, sum(uses), sum(tokens)
     from each
-    group by organization_id, days
+    group by organization_id, days;
+
+    delete from public.ai_token_usage_pace;
+    insert into public.ai_token_usage_pace (organization_id, token_type, tokens)
+    select organization_id, token_type, sum(tokens_deducted)
+    from public.ai_token_usage_log
+    where created_at >= p_to - interval '168 hours' and created_at < p_to
+    group by 1, 2
+    having sum(tokens_deducted) > 0;
+
+    delete from public.ai_token_usage_days;
+    select tokenlib.fold_days(date_bin('24 hours', p_to - interval '408 hours', '2000-01-01 00:00Z'),
+        p_to);
 $$;
 
 -- Moves the ends of each window: what enters is added, what leaves is taken off.
@@ -3120,6 +3150,22 @@ language sql set search_path = pg_catalog, pg_temp as $$
         and uses = 0 and user_id = '00000000-0000-0000-0000-000000000000';
     delete from public.ai_token_usage_windows where days in (1, 7, 30, 90) and tokens = 0
         and uses = 0 and user_id <> '00000000-0000-0000-0000-000000000000';
+
+    insert into public.ai_token_usage_pace as p (organization_id, token_type, tokens)
+    select l.organization_id, l.token_type, sum(s.sign * l.tokens_deducted)
+    from (values (1, p_from, p_to), (-1, p_from - interval '168 hours',
+        p_to - interval '168 hours')) as s (sign, since, until)
+    join public.ai_token_usage_log l on l.created_at >= s.since and l.created_at < s.until
+    group by 1, 2
+    on conflict (organization_id, token_type) do update set tokens = p.tokens + excluded.tokens;
+    delete from public.ai_token_usage_pace p
+    using (select distinct organization_id, token_type from public.ai_token_usage_log
+        where (created_at >= p_from and created_at < p_to)
+            or (created_at >= p_from - interval '168 hours'
+                and created_at < p_to - interval '168 hours')) as moved
+    where p.organization_id = moved.organization_id and p.token_type = moved.token_type
+        and p.tokens = 0;
+    select tokenlib.fold_days(p_from, p_to);
 $$;
 
 -- An organization counts in a window from its charge on until `days` later, and not twice where the
@@ -3258,6 +3304,8 @@ begin
         or at > v_keep or not exists (select from public.ai_token_usage_closed);
     delete from public.ai_token_usage_kept;
     delete from public.ai_token_usage_windows;
+    delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_days;
     delete from public.ai_token_usage_active;
     delete from public.ai_token_usage_seen;
 end
@@ -3502,6 +3550,105 @@ begin
             where not exists (select from public.ai_token_usage_log l
                 where l.organization_id = gone.organization_id
                     and l.created_at >= p_since and l.created_at < p_until));
+end
+$$;
+
+-- What some organizations used in a window that begins at most 16 days before windows_to, from their
+-- days and the raw rows at the edges: those to the nearest midnight, which are added or taken off.
+create function tokenlib.organizations_between(
+    p_since timestamptz, p_until timestamptz, p_organizations uuid[]
+) returns table (organization_id uuid, tokens bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_lo timestamptz;
+    v_hi timestamptz;
+begin
+    -- The last day ends at v_to.
+    v_lo := least(v_to, date_bin('24 hours', p_since + interval '12 hours', '2000-01-01 00:00Z'));
+    v_hi := case when p_until >= v_to then v_to else least(v_to,
+        date_bin('24 hours', p_until + interval '12 hours', '2000-01-01 00:00Z')) end;
+    return query
+    select o.id, coalesce(d.tokens, 0)::bigint + coalesce(e.tokens, 0)::bigint
+    from unnest(p_organizations) as o (id)
+    left join lateral (
+        select sum(tokens) as tokens from public.ai_token_usage_days
+        where organization_id = o.id and day >= v_lo and day < v_hi) as d on true
+    left join (
+        select organization_id, sum(tokens) as tokens
+        from (
+            select organization_id, case when p_since < v_lo then tokens_deducted
+                else -tokens_deducted end as tokens
+            from public.ai_token_usage_log
+            where created_at >= least(p_since, v_lo) and created_at < greatest(p_since, v_lo)
+            union all
+            select organization_id, case when v_hi < p_until then tokens_deducted
+                else -tokens_deducted end
+            from public.ai_token_usage_log
+            where created_at >= least(p_until, v_hi) and created_at < greatest(p_until, v_hi)
+        ) as edges
+        group by 1
+    ) as e on e.organization_id = o.id;
+end
+$$;
+
+-- The organizations whose use differs most between two windows of the last 30 days. Nobody's differs by
+-- more than all it used in these: so who used less than the last of the first ones needs no look.
+create function tokenlib.movers(
+    p_since timestamptz, p_until timestamptz, p_before timestamptz, p_before_until timestamptz,
+    p_limit bigint
+) returns table (organization_id uuid, tokens bigint, before bigint)
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_ids uuid[];
+    v_least bigint;
+begin
+    if v_to is null or least(p_since, p_before) < v_to - interval '384 hours' then
+        return query
+        select u.organization_id, u.tokens, u.before
+        from (
+            select organization_id,
+                coalesce(sum(tokens_deducted) filter (where created_at >= p_since
+                    and created_at < p_until), 0)::bigint as tokens,
+                coalesce(sum(tokens_deducted) filter (where created_at >= p_before
+                    and created_at < p_before_until), 0)::bigint as before
+            from public.ai_token_usage_log
+            where created_at >= least(p_since, p_before)
+                and created_at < greatest(p_until, p_before_until)
+            group by organization_id) as u
+        where u.tokens <> u.before
+        order by abs(u.tokens - u.before) desc, u.organization_id
+        limit p_limit;
+        return;
+    end if;
+    v_ids := array(
+        select organization_id from public.ai_token_usage_windows
+        where user_id = '00000000-0000-0000-0000-000000000000' and days = 30
+        order by tokens desc limit p_limit + 50);
+    select min(change) into v_least from (
+        select abs(n.tokens - b.tokens) as change
+        from tokenlib.organizations_between(p_since, p_until, v_ids) as n
+        join tokenlib.organizations_between(p_before, p_before_until, v_ids) as b
+            on b.organization_id = n.organization_id
+        order by 1 desc limit p_limit) as first;
+    v_ids := array(
+        select organization_id from public.ai_token_usage_windows
+        where user_id = '00000000-0000-0000-0000-000000000000' and days = 30
+            and tokens >= coalesce(v_least, 0)
+        union
+        select organization_id from public.ai_token_usage_log
+        where created_at >= v_to and created_at < greatest(p_until, p_before_until));
+    return query
+    select n.organization_id, n.tokens, b.tokens
+    from tokenlib.organizations_between(p_since, p_until, v_ids) as n
+    join tokenlib.organizations_between(p_before, p_before_until, v_ids) as b
+        on b.organization_id = n.organization_id
+    where n.tokens <> b.tokens
+    order by abs(n.tokens - b.tokens) desc, n.organization_id
+    limit p_limit;
 end
 $$;
 

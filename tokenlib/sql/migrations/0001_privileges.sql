@@ -52,6 +52,7 @@ declare
         'ai_token_api_keys',
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
+        'ai_token_usage_pace', 'ai_token_usage_days',
         'ai_token_archived_keys'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
@@ -143,7 +144,7 @@ begin
             'microseconds') then
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;
-        if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage',
+        if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage', 'organizations_between', 'movers',
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);

@@ -480,6 +480,20 @@ create table public.ai_token_usage_windows (
     tokens bigint not null,
     primary key (organization_id, user_id, days)
 );
+-- What each wallet was charged in the last 7 days before windows_to, and what each organization on each
+-- of its last 17 days (UTC).
+create table public.ai_token_usage_pace (
+    organization_id uuid not null,
+    token_type text not null,
+    tokens bigint not null,
+    primary key (organization_id, token_type)
+);
+create table public.ai_token_usage_days (
+    organization_id uuid not null,
+    day timestamptz not null,
+    tokens bigint not null,
+    primary key (organization_id, day)
+);
 -- The first organizations, and the first users.
 create index windows_by_organization on public.ai_token_usage_windows
     (days, tokens desc, uses desc, organization_id)
