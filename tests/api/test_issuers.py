@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import jwt
 import pytest
@@ -15,6 +17,7 @@ from tests.api.test_jwks import Issuer, issuer, status
 from tokenlib.api import create_app
 from tokenlib.config import JwtIssuer, Settings
 from tokenlib.errors import ConfigurationError
+from tokenlib.testing import TestDatabase
 from tokenlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -153,3 +156,60 @@ def test_issuers_that_cannot_be_meant(tokens: Tokens, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=problem):
             create_app(lambda: tokens, settings)
+
+
+@pytest.fixture
+def staff_by_claim(token_database: TestDatabase) -> None:
+    with token_database.connect() as owner:
+        owner.execute(
+            "insert into tokenlib_staff_claims values"
+            " (%s, '{app_metadata,role}', 'tokens', 'admin'), (%s, '{groups}', 'help', 'support')",
+            (SUPABASE, KEYS),
+        )
+
+
+@pytest.mark.usefixtures("staff_by_claim")
+def test_a_claim_of_its_issuer_makes_staff(
+    member: Member, issuer: Issuer, token_database: TestDatabase
+) -> None:
+    sub = str(uuid4())
+    path = f"/api/v1/organizations/{member.organization}"
+
+    def plan(headers: dict[str, str], plan: str) -> int:
+        return member.client.post(
+            f"{path}/plan",
+            json={"plan": plan, "reason": "asked"},
+            headers=headers | {"Idempotency-Key": str(uuid4())},
+        ).status_code
+
+    def says(at: int = 0, **more: Any) -> dict[str, str]:
+        said = {"sub": sub, "iss": SUPABASE, "aud": "second", "iat": int(time.time()) - 9 + at}
+        return bearer(said | more, SECOND_SECRET)
+
+    mine = {"role": "tokens"}
+    for wrong in (
+        says(user_metadata=mine),
+        says(role="tokens"),
+        says(app_metadata={"role": "member"}),
+        bearer({"sub": sub, "iat": 1, "app_metadata": mine}),
+        bearer({"sub": sub, "iat": 1, "app_metadata": mine, "iss": SUPABASE}),
+        issuer.sign(sub, iss=KEYS, aud="third", iat=1, app_metadata=mine),
+        issuer.sign(sub, iss=SUPABASE, aud="second", iat=1, app_metadata=mine),
+        says(app_metadata=mine, iat=None),
+    ):
+        assert plan(wrong, "enterprise") in (401, 403, 404)
+        assert status(member, wrong) in (401, 404)
+    right = says(1, app_metadata=mine)
+    assert (plan(right, "enterprise"), status(member, right)) == (200, 200)
+    support = issuer.sign(uuid4(), iss=KEYS, aud="third", iat=1, groups=["x", "help"])
+    assert (plan(support, "starter"), status(member, support)) == (403, 200)
+    # The provider takes it back: the next token says so, and the older one is worth nothing more.
+    without = says(2, app_metadata={})
+    assert (plan(without, "starter"), status(member, without)) == (404, 404)
+    assert (plan(right, "starter"), status(member, right)) == (404, 404)
+
+
+@pytest.mark.usefixtures("staff_by_claim")
+def test_a_member_is_asked_nothing_more_by_a_claim(member: Member, issuer: Issuer) -> None:
+    for name, headers in right(member, issuer).items():
+        assert status(member, headers) == 200, name

@@ -309,6 +309,33 @@ def test_whoever_is_staff_no_more_sees_nothing_from_the_next_click(
     shows_no_data(visit)
 
 
+def test_a_group_that_the_owner_names_makes_staff_until_an_admin_ends_it(
+    person: Person, served_with: Served
+) -> None:
+    verified = {"email": "group@example.org", "email_verified": True, "name": "Grace"}
+    served_with.account("group", **verified, groups=["people", "token admins"])
+    with served_with.owner() as owner:
+        owner.execute(
+            "insert into public.tokenlib_staff_claims values (%s, '{groups}', 'token admins',"
+            " 'admin')",
+            (served_with.issuer,),
+        )
+        visit = person.sign_in("group", "settings")
+        visit.heading("Settings")
+        expect(visit.page.get_by_text("Grace · admin")).to_be_visible()
+        visit.shoot("sign-in-claim")
+        owner.execute(
+            "select tokenlib.staff_set_staff(%s, user_id, null, null, null, null, 'left')"
+            " from public.tokenlib_staff where full_name = 'Grace'",
+            (ADMIN.user_id,),
+        )
+        visit.open("settings")
+        visit.heading("No access yet")
+        shows_no_data(visit)
+        owner.execute("delete from public.tokenlib_staff_claims")
+        owner.execute("delete from public.tokenlib_staff where issuer is not null")
+
+
 @pytest.mark.parametrize(
     ("secret", "title"), [(COOKIE_SECRET, "Health"), ("another secret, as long" * 2, None)]
 )

@@ -15,6 +15,7 @@ from streamlit.web.server.starlette.starlette_app_utils import create_signed_val
 
 from tests.console.opening import press, texts
 from tokenlib import demo
+from tokenlib.claims import StaffClaims
 from tokenlib.config import Settings, SignIn
 from tokenlib.console import process, session, signin
 from tokenlib.console.signin import Closed, Identity
@@ -273,6 +274,62 @@ def test_rights_end_with_their_row(enter: Enter, token_database: TestDatabase) -
         )
     app.run()
     assert any(caption.value.endswith("· support") for caption in app.caption)
+
+
+@pytest.fixture
+def admins_by_claim(token_database: TestDatabase) -> None:
+    with token_database.connect() as owner:
+        owner.execute(
+            "insert into tokenlib_staff_claims values"
+            " ('https://id.example.org', '{groups}', 'token admins', 'admin')"
+        )
+
+
+@pytest.mark.usefixtures("admins_by_claim")
+@pytest.mark.parametrize("user_claim", [None, "person"])
+def test_a_claim_that_the_owner_names_makes_staff(
+    door: Callable[..., Enter],
+    token_database: TestDatabase,
+    user_claim: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enter = door(user_claim=user_claim)
+    said = {"person": str(uuid4()), "name": "Grace", "groups": ["people", "token admins"]}
+    app = enter(claims("grace@example.org", **said), "settings.py")
+    assert title(app) == "Settings"
+    assert any(caption.value.endswith("· admin") for caption in app.caption)
+    other = enter(claims("alan@example.org", **said | {"sub": "8", "person": str(uuid4())}))
+    assert title(other) == "Overview"
+    with token_database.connect() as owner:
+        # As an admin ends it on Settings.
+        owner.execute(
+            "select tokenlib.staff_set_staff(%s, user_id, null, null, null, null, 'left')"
+            " from tokenlib_staff where full_name = 'Grace'",
+            (ADMIN.user_id,),
+        )
+    assert title(app.run()) == Closed.UNKNOWN.value
+    assert shows_nothing(app)
+    database = process.gate.tokens().database
+    monkeypatch.setattr(signin, "staff_claims", StaffClaims(lambda: database))
+    assert title(app.run()) == Closed.UNKNOWN.value
+
+
+@pytest.mark.usefixtures("admins_by_claim")
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"groups": ["people"]},
+        {"group": ["token admins"]},
+        {"user_metadata": {"groups": ["token admins"]}},
+        {"groups": ["token admins"], "iss": "https://id.example.org/"},
+        {"groups": ["token admins"], "email_verified": False},
+        {"groups": ["token admins"], "exp": int(NOW)},
+    ],
+)
+def test_no_other_claim_does(enter: Enter, said: dict[str, Any]) -> None:
+    app = enter(claims("grace@example.org", **said), "settings.py")
+    assert title(app) in {Closed.UNKNOWN.value, Closed.UNVERIFIED.value, Closed.ENDED.value}
+    assert shows_nothing(app)
 
 
 def test_a_member_whose_address_changes_is_nobody(

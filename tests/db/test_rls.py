@@ -45,6 +45,7 @@ INTERNAL = {
     "ai_token_latencies",
     "ai_token_verifications",
     "tokenlib_staff",
+    "tokenlib_staff_claims",
     "tokenlib_signed_out",
     "ai_token_api_keys",
     "ai_token_api_requests",
@@ -100,6 +101,7 @@ VERBS = {
     "set_status",
     "settle_finding",
     "sign_out",
+    "staff_by_claim",
     "staff_change_plan",
     "staff_create_key",
     "staff_grant",
@@ -198,6 +200,9 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
         " values (gen_random_uuid(), 'A key', 'tkl_', '', '{read}', gen_random_uuid(), now())"
     )
     owner.execute("select tokenlib.sign_out('a session', interval '1 hour')")
+    owner.execute(
+        "insert into tokenlib_staff_claims values ('https://id', '{groups}', 'a', 'admin')"
+    )
     owner.execute(
         "insert into ai_token_api_requests values (%s, %s, 'k', '', 'deduct', null, '{}', now())",
         people[0],

@@ -17,6 +17,7 @@ import jwt
 from fastapi import HTTPException
 from fastapi.datastructures import Headers
 
+from tokenlib.claims import StaffClaims
 from tokenlib.config import MIN_SECRET_BYTES, JwtIssuer, Settings
 from tokenlib.errors import ConfigurationError
 from tokenlib.keys import PREFIX
@@ -43,12 +44,16 @@ class Authentication:
     def __init__(self, settings: Settings, get_tokens: Callable[[], Tokens]) -> None:
         self._jwt = BearerJwt(settings)
         self._get_tokens = get_tokens
+        self._claims = StaffClaims(lambda: get_tokens().database)
 
     def caller(self, headers: Headers) -> Caller:
         """Who calls, person or key. May ask the database or the issuer: not for the event loop."""
         shown = _bearer(headers, "a JWT or an API key")
         if not shown.startswith(PREFIX):
-            return Caller(self._jwt.read(shown), "person")
+            claims = self._jwt.claims(shown)
+            user_id = _user_id(claims)
+            self._claims.tell(user_id, claims)
+            return Caller(user_id, "person")
         key = self._get_tokens().key_of(shown)
         if key is None:
             raise _unauthorized("The API key is not valid here", rejected=True)
@@ -101,9 +106,13 @@ class BearerJwt:
 
     def read(self, encoded: str) -> UUID:
         """The id of the user whom the JWT speaks of."""
+        return _user_id(self.claims(encoded))
+
+    def claims(self, encoded: str) -> dict[str, Any]:
+        """What the JWT says, once it is believed."""
         self.require()
         try:
-            claims = self._judge(encoded).claims(encoded)
+            return self._judge(encoded).claims(encoded)
         except jwt.ExpiredSignatureError:
             raise _unauthorized("The JWT has expired. Sign in again", rejected=True) from None
         except jwt.PyJWKClientConnectionError as error:
@@ -112,11 +121,6 @@ class BearerJwt:
             ) from error
         except jwt.PyJWTError:
             raise _unauthorized("The JWT is not valid here", rejected=True) from None
-        try:
-            return UUID(claims["sub"])
-        except ValueError:
-            problem = "The JWT's sub must be the user's id, a UUID"
-            raise _unauthorized(problem, rejected=True) from None
 
     def known(self, encoded: str) -> UUID | None:
         """As `read`, where nobody has to be asked; None for what is not good or not known."""
@@ -174,6 +178,14 @@ class _Judge:
             raise jwt.InvalidAlgorithmError
         with self._lock:  # one fetch, however many ask
             return self._jwks.get_signing_key_from_jwt(encoded)
+
+
+def _user_id(claims: dict[str, Any]) -> UUID:
+    try:
+        return UUID(claims["sub"])
+    except ValueError:
+        problem = "The JWT's sub must be the user's id, a UUID"
+        raise _unauthorized(problem, rejected=True) from None
 
 
 def _check_way(secret: str | None, jwks_url: str | None) -> None:

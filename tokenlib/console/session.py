@@ -87,7 +87,10 @@ def somebody() -> Person | Closed:
     settings = gate.settings()
     if settings.sign_in is not None:
         identity = signin.identity(settings.sign_in)
-        return identity if isinstance(identity, Closed) else _person(identity)
+        if isinstance(identity, Closed):
+            return identity
+        signin.tell_claims(settings.sign_in, identity)
+        return _person(identity)
     if not settings.demo_people:
         return Closed.NO_SIGN_IN
     persona = demo.PERSONAS.get(str(st.session_state.get(PERSONA)))

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import streamlit as st
 from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
 
+from tokenlib.claims import StaffClaims
 from tokenlib.config import SignIn
 from tokenlib.console.process import gate
 from tokenlib.db import statements
@@ -131,6 +132,7 @@ class Sessions:
 
 
 sessions = Sessions()
+staff_claims = StaffClaims(lambda: gate.tokens().database)
 
 
 def sign_out(cookies: Mapping[str, str], settings: SignIn) -> None:
@@ -207,6 +209,17 @@ def read(settings: SignIn, claims: Mapping[str, Any], session: str) -> Identity 
     if claims.get("email_verified") is not True and not settings.trust_email:
         return Closed.UNVERIFIED
     return Identity(email=email)
+
+
+def tell_claims(settings: SignIn, identity: Identity) -> None:
+    """Let the claims of who is signed in make them staff, if the database's owner says that."""
+    claims = dict(st.user)
+    if settings.user_claim is not None and identity.user_id is not None:
+        staff_claims.tell(identity.user_id, claims)
+    else:
+        # People who are their address have no id yet: one that is their account's at the provider.
+        account_id = uuid5(NAMESPACE_URL, f"{claims.get('iss')}#{claims.get('sub')}")
+        staff_claims.tell(account_id, claims, identity.email)
 
 
 def account() -> str:

@@ -27,7 +27,8 @@ def draw(here: Office) -> None:
     """Every staff person, and what support gave today."""
     rows = here.person.reports.staff()
     names = ["full_name", "email", "role", "grants_per_day", "granted_today", "created_at"]
-    data = tables.frame(rows, names, here.context)
+    by_claim = any(row.issuer for row in rows)
+    data = tables.frame(rows, [*names, *(["issuer"] if by_claim else [])], here.context)
     data["role"] = [ROLES[row.role] for row in rows]
     data["grants_per_day"] = [
         None if row.left_today is None else row.grants_per_day for row in rows
@@ -44,6 +45,7 @@ def draw(here: Office) -> None:
             ),
             "granted_today": tables.number("Given today"),
             "created_at": tables.time("Since", here.context.zone),
+            **({"issuer": "By a claim of"} if by_claim else {}),
             "action": tables.action(_CLICK),
         },
         "Staff: admins and support",
@@ -74,6 +76,12 @@ def change(here: Office, subject: UUID | str) -> None:
         st.markdown(f"**{fmt.plain(row.full_name)}**, {fmt.plain(row.email)}")
     key = f"staff_{row.user_id if row else NEW}"
     roles = [role for role in ROLES if row or role != "nobody"]
+    if row and row.issuer:
+        roles = [row.role, "nobody"]
+        st.caption(
+            f"Staff by a claim of {fmt.plain(row.issuer)}, which says the role. Ended here, it"
+            " comes back with a new sign-in unless the claim goes."
+        )
     role = st.segmented_control(
         "Role",
         roles,

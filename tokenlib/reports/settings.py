@@ -37,7 +37,10 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class StaffRow:
-    """A staff person; `granted_today` of `grants_per_day` tokens, in the present UTC day."""
+    """A staff person; `granted_today` of `grants_per_day` tokens, in the present UTC day.
+
+    `issuer` is whose claim makes them staff, None for those whom a person made it.
+    """
 
     user_id: UUID
     email: str
@@ -46,6 +49,7 @@ class StaffRow:
     grants_per_day: int
     granted_today: int
     created_at: datetime
+    issuer: str | None
 
     @property
     def left_today(self) -> int | None:

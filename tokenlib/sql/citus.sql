@@ -80,7 +80,8 @@ declare
     -- Small, and asked by every charge: a copy on every node.
     v_reference text[] := array['organizations', 'user_profiles', 'ai_token_types',
         'ai_token_plans', 'ai_token_allowances', 'ai_token_features', 'ai_token_packs',
-        'ai_token_parameters', 'ai_token_limits', 'tokenlib_staff', 'ai_token_api_keys'];
+        'ai_token_parameters', 'ai_token_limits', 'tokenlib_staff', 'tokenlib_staff_claims',
+        'ai_token_api_keys'];
     -- Of one organization: with all of its rows on one node.
     v_distributed text[] := array['ai_tokens', 'ai_token_usage_log', 'ai_token_events',
         'ai_token_grants', 'ai_token_reservations', 'ai_token_refusals', 'ai_token_findings',

@@ -10,7 +10,8 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     v_role text;
 begin
-    select role into v_role from public.tokenlib_staff where user_id = p_actor for share;
+    select role into v_role from public.tokenlib_staff
+    where user_id = p_actor and coalesce(until, 'infinity') > tokenlib.clock() for share;
     if v_role is null then
         raise exception 'Only staff may do this.' using errcode = 'TK403';
     elsif v_role <> all (p_roles) then

@@ -19,7 +19,8 @@ begin
         where id = p_caller and organization_id = p_organization) then
         return 'member';
     end if;
-    if p_scope <> 'spend' and exists (select from public.tokenlib_staff where user_id = p_caller) then
+    if p_scope <> 'spend' and exists (select from public.tokenlib_staff
+        where user_id = p_caller and coalesce(until, 'infinity') > tokenlib.clock()) then
         return 'staff';
     end if;
     return null;

@@ -181,7 +181,8 @@ end
 $$;
 
 -- Makes a person staff, changes them, or (p_role null) takes their rights away. Somebody who is not
--- staff yet needs a name and an e-mail address. One admin always remains.
+-- staff yet needs a name and an e-mail address. One admin by hand always remains. Whom a claim makes
+-- staff keeps the claim's role, and loses it for every token that was signed before.
 create function tokenlib.staff_set_staff(
     p_actor uuid, p_user uuid, p_role text, p_grants_per_day bigint, p_email text, p_name text,
     p_reason text
@@ -189,6 +190,7 @@ create function tokenlib.staff_set_staff(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     s public.tokenlib_staff;
+    v_there boolean;
     v_before jsonb;
     v_after jsonb;
 begin
@@ -207,13 +209,19 @@ begin
             using errcode = '22023', column = 'email';
     elsif p_name is not null and (p_name !~ '\S' or length(p_name) > 200) then
         raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
-    elsif p_role is not null and exists (
+    end if;
+    -- Whose claim is over has no address to keep.
+    update public.tokenlib_staff set email = user_id::text
+    where email = p_email and user_id <> p_user and until <= tokenlib.clock();
+    if p_role is not null and exists (
         select from public.tokenlib_staff where email = p_email and user_id <> p_user) then
         raise exception '% is another staff person''s', p_email
             using errcode = '22023', column = 'email';
     end if;
     select * into s from public.tokenlib_staff where user_id = p_user for update;
-    if not found then
+    v_there := found and coalesce(s.until, 'infinity') > tokenlib.clock();
+    if not v_there then
+        s.issuer := null; s.until := null; s.signed_at := null;
         if p_role is null then
             return 'unknown_staff';
         elsif p_email is null or p_name is null then
@@ -224,21 +232,31 @@ begin
         v_before := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
             'grants_per_day', s.grants_per_day);
     end if;
-    if s.role = 'admin' and p_role is distinct from 'admin' and not exists (
-        select from public.tokenlib_staff where role = 'admin' and user_id <> p_user) then
+    if s.until is not null and p_role <> s.role then
+        raise exception 'The role comes from a claim of %, which decides it. It can be ended here.',
+            s.issuer using errcode = 'TK403';
+    elsif v_there and s.until is null and s.role = 'admin' and p_role is distinct from 'admin'
+        and not exists (select from public.tokenlib_staff
+            where role = 'admin' and until is null and user_id <> p_user) then
         raise exception 'The last admin stays. Make somebody else admin first.'
             using errcode = 'TK403';
     end if;
-    if p_role is null then
+    if p_role is null and s.until is not null then
+        update public.tokenlib_staff
+        set until = tokenlib.clock(), signed_at = greatest(signed_at, tokenlib.clock())
+        where user_id = p_user;
+    elsif p_role is null then
         delete from public.tokenlib_staff where user_id = p_user;
     else
         insert into public.tokenlib_staff (user_id, email, full_name, role, grants_per_day,
-            created_at)
+            created_at, issuer, until, signed_at)
         values (p_user, coalesce(p_email, s.email), coalesce(btrim(p_name), s.full_name), p_role,
-            coalesce(p_grants_per_day, s.grants_per_day, 0), tokenlib.clock())
+            coalesce(p_grants_per_day, s.grants_per_day, 0), tokenlib.clock(), s.issuer, s.until,
+            s.signed_at)
         on conflict (user_id) do update set email = excluded.email,
             full_name = excluded.full_name, role = excluded.role,
-            grants_per_day = excluded.grants_per_day
+            grants_per_day = excluded.grants_per_day, issuer = excluded.issuer,
+            until = excluded.until, signed_at = excluded.signed_at
         returning * into strict s;
         v_after := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
             'grants_per_day', s.grants_per_day);

@@ -2,7 +2,7 @@
 drop table public.ai_token_verifications, public.ai_token_latencies, public.ai_token_changes, public.ai_token_findings,
     public.ai_token_refusals, public.ai_token_reservations, public.ai_token_grants,
     public.ai_token_events, public.ai_token_usage_log, public.ai_tokens, public.tokenlib_staff,
-    public.tokenlib_signed_out,
+    public.tokenlib_signed_out, public.tokenlib_staff_claims,
     public.ai_token_user_settings, public.ai_token_organization_allowances,
     public.ai_token_organization_settings, public.ai_token_limits, public.ai_token_parameters,
     public.ai_token_packs, public.ai_token_features, public.ai_token_allowances,

@@ -2074,7 +2074,8 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     v_role text;
 begin
-    select role into v_role from public.tokenlib_staff where user_id = p_actor for share;
+    select role into v_role from public.tokenlib_staff
+    where user_id = p_actor and coalesce(until, 'infinity') > tokenlib.clock() for share;
     if v_role is null then
         raise exception 'Only staff may do this.' using errcode = 'TK403';
     elsif v_role <> all (p_roles) then
@@ -2526,7 +2527,8 @@ begin
         where id = p_caller and organization_id = p_organization) then
         return 'member';
     end if;
-    if p_scope <> 'spend' and exists (select from public.tokenlib_staff where user_id = p_caller) then
+    if p_scope <> 'spend' and exists (select from public.tokenlib_staff
+        where user_id = p_caller and coalesce(until, 'infinity') > tokenlib.clock()) then
         return 'staff';
     end if;
     return null;
@@ -4290,7 +4292,8 @@ end
 $$;
 
 -- Makes a person staff, changes them, or (p_role null) takes their rights away. Somebody who is not
--- staff yet needs a name and an e-mail address. One admin always remains.
+-- staff yet needs a name and an e-mail address. One admin by hand always remains. Whom a claim makes
+-- staff keeps the claim's role, and loses it for every token that was signed before.
 create function tokenlib.staff_set_staff(
     p_actor uuid, p_user uuid, p_role text, p_grants_per_day bigint, p_email text, p_name text,
     p_reason text
@@ -4298,6 +4301,7 @@ create function tokenlib.staff_set_staff(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     s public.tokenlib_staff;
+    v_there boolean;
     v_before jsonb;
     v_after jsonb;
 begin
@@ -4316,13 +4320,19 @@ begin
             using errcode = '22023', column = 'email';
     elsif p_name is not null and (p_name !~ '\S' or length(p_name) > 200) then
         raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
-    elsif p_role is not null and exists (
+    end if;
+    -- Whose claim is over has no address to keep.
+    update public.tokenlib_staff set email = user_id::text
+    where email = p_email and user_id <> p_user and until <= tokenlib.clock();
+    if p_role is not null and exists (
         select from public.tokenlib_staff where email = p_email and user_id <> p_user) then
         raise exception '% is another staff person''s', p_email
             using errcode = '22023', column = 'email';
     end if;
     select * into s from public.tokenlib_staff where user_id = p_user for update;
-    if not found then
+    v_there := found and coalesce(s.until, 'infinity') > tokenlib.clock();
+    if not v_there then
+        s.issuer := null; s.until := null; s.signed_at := null;
         if p_role is null then
             return 'unknown_staff';
         elsif p_email is null or p_name is null then
@@ -4333,26 +4343,98 @@ begin
         v_before := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
             'grants_per_day', s.grants_per_day);
     end if;
-    if s.role = 'admin' and p_role is distinct from 'admin' and not exists (
-        select from public.tokenlib_staff where role = 'admin' and user_id <> p_user) then
+    if s.until is not null and p_role <> s.role then
+        raise exception 'The role comes from a claim of %, which decides it. It can be ended here.',
+            s.issuer using errcode = 'TK403';
+    elsif v_there and s.until is null and s.role = 'admin' and p_role is distinct from 'admin'
+        and not exists (select from public.tokenlib_staff
+            where role = 'admin' and until is null and user_id <> p_user) then
         raise exception 'The last admin stays. Make somebody else admin first.'
             using errcode = 'TK403';
     end if;
-    if p_role is null then
+    if p_role is null and s.until is not null then
+        update public.tokenlib_staff
+        set until = tokenlib.clock(), signed_at = greatest(signed_at, tokenlib.clock())
+        where user_id = p_user;
+    elsif p_role is null then
         delete from public.tokenlib_staff where user_id = p_user;
     else
         insert into public.tokenlib_staff (user_id, email, full_name, role, grants_per_day,
-            created_at)
+            created_at, issuer, until, signed_at)
         values (p_user, coalesce(p_email, s.email), coalesce(btrim(p_name), s.full_name), p_role,
-            coalesce(p_grants_per_day, s.grants_per_day, 0), tokenlib.clock())
+            coalesce(p_grants_per_day, s.grants_per_day, 0), tokenlib.clock(), s.issuer, s.until,
+            s.signed_at)
         on conflict (user_id) do update set email = excluded.email,
             full_name = excluded.full_name, role = excluded.role,
-            grants_per_day = excluded.grants_per_day
+            grants_per_day = excluded.grants_per_day, issuer = excluded.issuer,
+            until = excluded.until, signed_at = excluded.signed_at
         returning * into strict s;
         v_after := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
             'grants_per_day', s.grants_per_day);
     end if;
     perform tokenlib.record_change(null, 'set_staff', p_actor, p_reason, v_before, v_after);
     return 'ok';
+end
+$$;
+-- Makes a person staff by what an issuer claims of them, for as long as p_until says and for an hour at
+-- most, or ends that. What the claims are worth stands in tokenlib_staff_claims, which only the owner
+-- writes; the caller has verified the token. Answers the role, or why the claims give none.
+create function tokenlib.staff_by_claim(
+    p_issuer text, p_user uuid, p_claims jsonb, p_email text, p_name text, p_issued timestamptz,
+    p_until timestamptz
+) returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    s public.tokenlib_staff;
+    v_now timestamptz := tokenlib.clock();
+    v_until timestamptz := least(p_until, v_now + interval '1 hour');
+    v_role text := (select min(role) from public.tokenlib_staff_claims  -- admin before support
+        where issuer = p_issuer and p_claims #> claim @> to_jsonb(value));
+    v_there boolean;
+    v_before jsonb;
+begin
+    if p_issued is null or v_until is null or v_until <= v_now then
+        return 'over';
+    elsif v_role is null and not exists (select from public.tokenlib_staff
+        where user_id = p_user and issuer = p_issuer and until > v_now) then
+        return 'none';
+    end if;
+    perform pg_advisory_xact_lock(hashtextextended('tokenlib staff', 0));
+    select * into s from public.tokenlib_staff where user_id = p_user for update;
+    v_there := found and coalesce(s.until, 'infinity') > v_now;
+    if (v_there and s.until is null) or exists (select from public.tokenlib_staff where until is null
+        and lower(email::text collate "C") = lower(p_email::text collate "C")) then
+        return 'by_hand';
+    elsif p_issued < s.signed_at or (p_issued = s.signed_at and not v_there) then
+        return 'older';  -- than what is known: a token from before the claim was changed, or ended here
+    elsif v_there and s.issuer <> p_issuer then
+        return 'other_issuer';
+    end if;
+    if v_there then
+        v_before := jsonb_build_object('user_id', p_user, 'email', s.email, 'role', s.role,
+            'grants_per_day', s.grants_per_day, 'issuer', s.issuer);
+    end if;
+    if v_role is null then
+        update public.tokenlib_staff set until = v_now, signed_at = p_issued where user_id = p_user;
+        perform tokenlib.record_change(null, 'set_staff', p_user, 'By the claims of ' || p_issuer,
+            v_before, null);
+        return 'none';
+    end if;
+    update public.tokenlib_staff set email = user_id::text
+    where lower(email::text collate "C") = lower(p_email::text collate "C") and user_id <> p_user;
+    insert into public.tokenlib_staff (user_id, email, full_name, role, created_at, issuer, until,
+        signed_at)
+    values (p_user, coalesce(p_email, p_user::text), left(p_name, 200), v_role, v_now, p_issuer,
+        v_until, p_issued)
+    on conflict (user_id) do update set email = excluded.email, full_name = excluded.full_name,
+        role = excluded.role, issuer = excluded.issuer, until = excluded.until,
+        signed_at = excluded.signed_at;
+    if not v_there or s.role <> v_role then
+        perform tokenlib.record_change(null, 'set_staff', p_user, 'By the claims of ' || p_issuer,
+            v_before, jsonb_build_object('user_id', p_user, 'email', coalesce(p_email, p_user::text),
+                'role', v_role, 'grants_per_day', coalesce(s.grants_per_day, 0),
+                'issuer', p_issuer));
+    end if;
+    return v_role;
 end
 $$;

@@ -22,7 +22,8 @@ $$;
 
 create function tokenlib.is_staff() returns boolean
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
-    select exists (select from public.tokenlib_staff where user_id = tokenlib.uid())
+    select exists (select from public.tokenlib_staff
+        where user_id = tokenlib.uid() and coalesce(until, 'infinity') > tokenlib.clock())
 $$;
 
 -- The signed-in person: staff role, else the organization. Empty for strangers.
@@ -33,6 +34,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
         coalesce(s.email, p.email)
     from (select tokenlib.uid() as id) as me
     left join public.tokenlib_staff s on s.user_id = me.id
+        and coalesce(s.until, 'infinity') > tokenlib.clock()
     left join public.user_profiles p on p.id = me.id
     where s.user_id is not null or p.id is not null
 $$;
@@ -48,7 +50,8 @@ declare
     v_catalog text[] := array['ai_token_types', 'ai_token_plans', 'ai_token_allowances',
         'ai_token_features', 'ai_token_packs'];
     v_internal text[] := array['ai_token_parameters', 'ai_token_limits', 'ai_token_changes',
-        'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'tokenlib_signed_out',
+        'ai_token_latencies', 'ai_token_verifications', 'tokenlib_staff', 'tokenlib_staff_claims',
+        'tokenlib_signed_out',
         'ai_token_api_keys',
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
@@ -138,7 +141,7 @@ begin
             'staff_set_mode', 'staff_set_cost', 'staff_set_unit_size', 'staff_set_allowance', 'staff_set_limits',
             'staff_set_parameters', 'staff_set_staff', 'staff_create_key', 'staff_rotate_key',
             'staff_revoke_key', 'staff_set_request_limit', 'erase_metadata', 'authenticate_key',
-            'sign_out', 'api_write', 'api_charges', 'api_can_use', 'api_has_enough', 'api_balances', 'api_keys',
+            'sign_out', 'staff_by_claim', 'api_write', 'api_charges', 'api_can_use', 'api_has_enough', 'api_balances', 'api_keys',
             'api_metrics',
             'clock', 'usage_hash', 'charge_hash', 'event_hash', 'legacy_hash', 'digest',
             'microseconds') then

@@ -140,7 +140,26 @@ create table public.tokenlib_staff (
     full_name text not null,
     role text not null constraint staff_role_known check (role in ('admin', 'support')),
     grants_per_day bigint not null default 0,
-    created_at timestamptz not null default now()
+    created_at timestamptz not null default now(),
+    -- Staff by a claim: whose, until when, and the newest token or end that was accounted for.
+    issuer text,
+    until timestamptz,
+    signed_at timestamptz,
+    constraint staff_claim_whole check (num_nulls(issuer, until, signed_at) in (0, 3))
+);
+
+-- Which claims of which issuers make staff: none, unless the owner of the database says so.
+create table public.tokenlib_staff_claims (
+    issuer text not null,
+    claim text[] not null,                     -- the path, such as {groups} or {app_metadata,role}
+    value text not null,                       -- the claim itself, or one of its list
+    role text not null constraint staff_claim_role check (role in ('admin', 'support')),
+    primary key (issuer, claim, value),
+    -- What people write themselves at their provider makes nobody staff.
+    constraint staff_claim_of_the_provider check (cardinality(claim) > 0
+        and array_to_string(claim, ' ') !~* '(user|unsafe)_?meta_?data'
+        and claim[1] <> all ('{sub,email,name,given_name,middle_name,family_name,nickname,'
+            'preferred_username,profile,picture,website,phone_number,locale,zoneinfo}'))
 );
 
 -- Keys of the HTTP API. Of the secret only an HMAC is kept, by a pepper that the database never sees.

@@ -23,13 +23,14 @@ from public.ai_token_parameters p
 
 -- name: staff
 select s.user_id, s.email, s.full_name, s.role, s.grants_per_day, g.tokens as granted_today,
-    s.created_at
+    s.created_at, s.issuer
 from public.tokenlib_staff s
 cross join lateral (
     select coalesce(sum((e.data ->> 'amount')::bigint), 0)::bigint as tokens
     from public.ai_token_events e
     where e.kind in ('grant', 'grant_scheduled') and e.actor = s.user_id::text
         and e.created_at >= date_trunc('day', tokenlib.clock(), 'UTC')) as g
+where coalesce(s.until, 'infinity') > tokenlib.clock()
 order by s.role, s.full_name, s.user_id
 
 -- name: request_limits
@@ -63,7 +64,7 @@ select distinct on (1) (c.before ->> 'user_id')::uuid as user_id, c.before ->> '
 from public.ai_token_changes c
 where c.action = 'set_staff' and c.before ->> 'user_id' is not null
     and not exists (select from public.tokenlib_staff s
-        where s.user_id::text = c.before ->> 'user_id')
+        where s.user_id::text = c.before ->> 'user_id' and coalesce(s.until, 'infinity') > tokenlib.clock())
 order by 1, c.created_at desc
 
 -- name: changes

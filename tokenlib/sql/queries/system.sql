@@ -28,6 +28,14 @@ select user_id, staff_role, organization_id, full_name, email from tokenlib.whoa
 -- name: sign_out
 select tokenlib.sign_out(%(session)s, %(life)s) as done
 
+-- name: staff_claims
+-- Which claims of which issuers are looked at: the first step of their paths.
+select issuer, array_agg(distinct claim[1]) as names from public.tokenlib_staff_claims group by issuer
+
+-- name: staff_by_claim
+select tokenlib.staff_by_claim(%(issuer)s, %(user_id)s, %(claims)s, %(email)s, %(name)s,
+    to_timestamp(%(issued)s), to_timestamp(%(until)s)) as status
+
 -- name: signed_out
 select 1 as found from public.tokenlib_signed_out where session = %(session)s
 
@@ -36,6 +44,7 @@ select 1 as found from public.tokenlib_signed_out where session = %(session)s
 -- would be the other.
 select user_id, true as staff from public.tokenlib_staff
 where lower(email::text collate "C") = lower(%(email)s::text collate "C")
+    and coalesce(until, 'infinity') > tokenlib.clock()
 union all
 (select id, false from public.user_profiles
 where lower(email::text collate "C") = lower(%(email)s::text collate "C") limit 2)
