@@ -57,7 +57,7 @@ class Served:
             self.database.conninfo("tokenlib", "tokenlib_owner"), autocommit=True
         )
 
-    def account(self, name: str, **claims: Any) -> None:
+    def account(self, name: str, /, **claims: Any) -> None:
         """Give somebody an account at the provider."""
         request = Request(  # noqa: S310 - our own
             f"{self.issuer}/users/{name}",
@@ -155,6 +155,12 @@ def served_with() -> Iterator[Served]:
 
             with served(ROOT / "app.py", folder, settings) as address:
                 found = Served(address, issuer, Embedded(folder / "data"), folder / "app.log")
+                with found.owner() as owner:
+                    owner.execute(
+                        "insert into public.tokenlib_staff_claims"
+                        " values (%s, '{groups}', 'token admins', 'admin')",
+                        (issuer,),
+                    )
                 for name, email in [
                     ("admin", ADMIN.email),
                     ("support", demo.PERSONAS["support"].email),
@@ -315,11 +321,6 @@ def test_a_group_that_the_owner_names_makes_staff_until_an_admin_ends_it(
     verified = {"email": "group@example.org", "email_verified": True, "name": "Grace"}
     served_with.account("group", **verified, groups=["people", "token admins"])
     with served_with.owner() as owner:
-        owner.execute(
-            "insert into public.tokenlib_staff_claims values (%s, '{groups}', 'token admins',"
-            " 'admin')",
-            (served_with.issuer,),
-        )
         visit = person.sign_in("group", "settings")
         visit.heading("Settings")
         expect(visit.page.get_by_text("Grace · admin")).to_be_visible()
@@ -332,8 +333,6 @@ def test_a_group_that_the_owner_names_makes_staff_until_an_admin_ends_it(
         visit.open("settings")
         visit.heading("No access yet")
         shows_no_data(visit)
-        owner.execute("delete from public.tokenlib_staff_claims")
-        owner.execute("delete from public.tokenlib_staff where issuer is not null")
 
 
 @pytest.mark.parametrize(
