@@ -16,7 +16,7 @@ COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-citus test-faults test-postgres bench bench-console pictures lint format lock schema wheel clean
+.PHONY: help run test test-citus test-faults test-postgres bench bench-console pictures audit lint format lock schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some
 
 pictures: $(VENV)/.dev ## Take the pictures of the documents anew, in a browser
 	@$(BIN)/python -m tests.browser.pictures
+
+audit: $(VENV)/.dev ## Ask the package index for known vulnerabilities in the lock files
+	@$(BIN)/python -m tests.audit $(AUDIT)
 
 lint: $(VENV)/.dev ## Check style, types and imports
 	@$(BIN)/ruff check --quiet .
