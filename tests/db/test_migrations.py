@@ -25,7 +25,7 @@ from tokenlib import (
     db,
     migrations,
 )
-from tokenlib.db import Database
+from tokenlib.db import Database, statements
 from tokenlib.embedded import SUPERUSER, Embedded
 from tokenlib.testing import TestDatabase
 
@@ -366,3 +366,13 @@ def test_a_connection_without_startup_options_reads_the_same(
             [row] = tokens.database.rows("select now(), current_setting('timezone') as zone")
             assert row["zone"] == "UTC"
             assert row["now"].utcoffset() == timedelta(0)
+
+
+def test_a_sign_in_finds_an_address_by_an_index(token_database: TestDatabase) -> None:
+    question = statements("system")["by_email"]
+    with token_database.connect() as owner:
+        owner.execute("set enable_seqscan = off")
+        rows = owner.execute(
+            f"explain {question}".encode(), {"email": "Somebody@example.org"}
+        ).fetchall()
+    assert "user_profiles_by_email" in "\n".join(row[0] for row in rows)

@@ -26,6 +26,9 @@ begin
             created_at timestamptz not null default now()
         );
         create index user_profiles_by_organization on public.user_profiles (organization_id);
+        -- Whom an e-mail address means, at every sign-in.
+        create index user_profiles_by_email
+            on public.user_profiles (lower(email::text collate "C"));
         -- Not forced: the policies' helper function reads it as the owner.
         alter table public.user_profiles enable row level security;
         revoke all on public.user_profiles from public, anon, authenticated;
