@@ -213,15 +213,18 @@ language sql set search_path = pg_catalog, pg_temp as $$
     group by 1, 2
     on conflict (days, at) do update set change = a.change + excluded.change;
 
-    update public.ai_token_usage_active a set active = r.active
-    from (
+    -- Materialized: where the table was empty when this was planned, it would run once for each row.
+    with r as materialized (
         select days, at, coalesce((
                 select b.active from public.ai_token_usage_active b
                 where b.days = f.days and b.at <= p_from
                 order by b.at desc limit 1), 0)
             + sum(change) over (partition by days order by at) as active
         from public.ai_token_usage_active f
-        where at > p_from and at <= p_to) as r
+        where at > p_from and at <= p_to
+    )
+    update public.ai_token_usage_active a set active = r.active
+    from r
     where a.days = r.days and a.at = r.at;
 
     insert into public.ai_token_usage_seen as n (organization_id, last_at)
