@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from tokenlib import domain, errors
+from tokenlib import errors
 from tokenlib.errors import (
     DatabaseUnavailable,
     InvalidInput,
@@ -29,13 +29,12 @@ _BY_STATUS: dict[int, type[TokenlibError]] = {
     404: NotFound,
     503: DatabaseUnavailable,
 }
-# The error tree by code, as errors.py has it.
+# The error tree by code, as errors has it.
 _TREE = {
     kind.code: kind
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, TokenlibError)
 }
-_WORDS = {"Usage": domain.Usage, "UUID": UUID, "datetime": datetime}
 
 
 def snake(name: str) -> str:
@@ -78,7 +77,7 @@ def error(problem: Mapping[str, Any], status: int, asked: Mapping[str, Any]) -> 
 
 def _arguments(kind: type[TokenlibError], said: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the constructor asks for, or None when the problem does not say all of it."""
-    hints = get_type_hints(kind.__init__, vars(errors), _WORDS)
+    hints = get_type_hints(kind.__init__)
     found = {}
     for name, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
