@@ -4317,6 +4317,8 @@ begin
                 'issuer', p_issuer));
     end if;
     return v_role;
+end
+$$;
 -- What callers of the HTTP API may ask: each question names who asks, and the function decides.
 
 -- The whole verdict without charging. A member asks for themselves, keys and staff for anybody in it.
