@@ -243,7 +243,7 @@ begin
     end if;
     if p_role is null and s.until is not null then
         update public.tokenlib_staff
-        set until = tokenlib.clock(), signed_at = greatest(signed_at, tokenlib.clock())
+        set until = tokenlib.clock(), signed_at = greatest(signed_at + interval '1 microsecond', tokenlib.clock())
         where user_id = p_user;
     elsif p_role is null then
         delete from public.tokenlib_staff where user_id = p_user;

@@ -4235,7 +4235,7 @@ begin
     end if;
     if p_role is null and s.until is not null then
         update public.tokenlib_staff
-        set until = tokenlib.clock(), signed_at = greatest(signed_at, tokenlib.clock())
+        set until = tokenlib.clock(), signed_at = greatest(signed_at + interval '1 microsecond', tokenlib.clock())
         where user_id = p_user;
     elsif p_role is null then
         delete from public.tokenlib_staff where user_id = p_user;
@@ -4286,7 +4286,7 @@ begin
     if (v_there and s.until is null) or exists (select from public.tokenlib_staff where until is null
         and lower(email::text collate "C") = lower(p_email::text collate "C")) then
         return 'by_hand';
-    elsif p_issued < s.signed_at or (p_issued = s.signed_at and not v_there) then
+    elsif p_issued < s.signed_at then
         return 'older';  -- than what is known: a token from before the claim was changed, or ended here
     elsif v_there and s.issuer <> p_issuer then
         return 'other_issuer';
@@ -4296,7 +4296,8 @@ begin
             'grants_per_day', s.grants_per_day, 'issuer', s.issuer);
     end if;
     if v_role is null then
-        update public.tokenlib_staff set until = v_now, signed_at = p_issued where user_id = p_user;
+        update public.tokenlib_staff set until = v_now, signed_at = p_issued + interval '1 microsecond'
+        where user_id = p_user;
         perform tokenlib.record_change(null, 'set_staff', p_user, 'By the claims of ' || p_issuer,
             v_before, null);
         return 'none';
