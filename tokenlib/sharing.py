@@ -29,7 +29,7 @@ _MOST = 64
 # While the server is at work on one batch, the callers of the batch before it are on their way
 # back: so many of them are worth a batch of their own, which is ready when the first one ends.
 AT_ONCE = 2
-FEW = 8
+FEW = 16
 # Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.
 STUCK_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
