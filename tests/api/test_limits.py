@@ -62,7 +62,7 @@ def refusals(database: TestDatabase) -> list[tuple[Any, ...]]:
 def test_a_long_answer_is_refused_before_it_and_after(
     api: Api, world: World, token_clock: TestClock, token_database: TestDatabase
 ) -> None:
-    large = INSIGHT | {"metadata": {"output_units": 2_001}}
+    large: dict[str, Any] = INSIGHT | {"metadata": {"output_units": 2_001}}
     for path in ("charges", "reservations"):
         refused = api.post(f"{world.path}/{path}", world.member, **large)
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
