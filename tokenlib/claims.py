@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ TELL_SECONDS = 60.0
 """How often the same token is told again, while it is used: rights by a claim last an hour."""
 
 _MOST = 10_000
+_YEAR_3000 = 32_503_680_000
+_NAME_LENGTH = 200
 
 
 class StaffClaims:
@@ -50,14 +53,15 @@ class StaffClaims:
         """
         issuer, issued, until = claims.get("iss"), claims.get("iat"), claims.get("exp")
         names = self._looked_at(str(issuer))
-        if not names or not isinstance(issued, int | float) or not isinstance(until, int | float):
+        if not names or not _is_moment(issued) or not _is_moment(until):
             return
+        name = str(claims.get("name") or claims.get("email") or claims.get("sub"))
         params = {
             "issuer": issuer,
             "user_id": user_id,
-            "claims": {name: claims[name] for name in names if name in claims},
-            "email": email,
-            "name": str(claims.get("name") or claims.get("email") or claims.get("sub")),
+            "claims": {name: claims[name] for name in names if _can_be_kept(claims.get(name))},
+            "email": email if _can_be_kept(email) else None,
+            "name": name[:_NAME_LENGTH] if _can_be_kept(name) else str(user_id),
             "issued": issued,
             "until": until,
         }
@@ -86,3 +90,20 @@ class StaffClaims:
             self._database, self._looked = database, self._clock() + LOOK_SECONDS
             self._names = {row["issuer"]: row["names"] for row in rows}
             return self._names.get(issuer, [])
+
+
+def _is_moment(value: object) -> bool:
+    """Whether it is a time of our days, in seconds: an issuer may sign what its users wrote."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and 0 <= value < _YEAR_3000
+
+
+def _can_be_kept(value: object) -> bool:
+    """Whether the database can hold it: NUL, half a character and NaN it cannot. None: nothing."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (ValueError, RecursionError):
+        return False
+    return value is not None and "\\u0000" not in text

@@ -213,3 +213,28 @@ def test_a_claim_of_its_issuer_makes_staff(
 def test_a_member_is_asked_nothing_more_by_a_claim(member: Member, issuer: Issuer) -> None:
     for name, headers in right(member, issuer).items():
         assert status(member, headers) == 200, name
+
+
+@pytest.mark.usefixtures("staff_by_claim")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"name": "\ud800"},
+        {"name": "a\0"},
+        {"name": None, "email": "a\0@example.org"},
+        {"name": "n" * 100_000},
+        {"app_metadata": {"role": "tokens\0"}},
+        {"app_metadata": {"role": ["\udfff"]}},
+        {"app_metadata": {"role": "member", "x": float("nan")}},
+        {"iat": True},
+        {"iat": 1e300},
+        {"iat": -1e300},
+        {"exp": 10**30},
+    ],
+)
+def test_what_a_person_wrote_about_themselves_is_no_outage(
+    member: Member, odd: dict[str, Any]
+) -> None:
+    """The issuer signed it, and the database could not hold it."""
+    said = {"sub": str(member.user), "iss": SUPABASE, "aud": "second", "iat": int(time.time()) - 9}
+    assert status(member, bearer(said | odd, SECOND_SECRET)) == 200
