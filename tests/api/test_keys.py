@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,9 +72,33 @@ def test_a_key_makes_none_that_may_do_more(api: Api, world: World, books: Books)
     answer = api.post("/keys", world.keys["admin"], name="M", scopes=["metrics"], reason="a test")
     assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
     assert books() == before
-    assert api.post(
-        "/keys", world.keys["all"], name="M", scopes=["metrics"], reason="a test"
-    ).is_success
+    made = api.post("/keys", world.keys["all"], name="M", scopes=["metrics"], reason="a test")
+    assert made.is_success
+    # Nor does it get the new secret of one.
+    before = books()
+    path = f"/keys/{made.json()['id']}/rotate"
+    assert api.post(path, world.keys["admin"], reason="a test").status_code == 403
+    assert books() == before
+    assert api.post(path, world.keys["all"], reason="a test").is_success
+
+
+def test_a_key_that_ends_makes_none_that_lasts_longer(api: Api, world: World, books: Books) -> None:
+    end = datetime.now(UTC) + timedelta(days=1)
+    scopes: dict[str, Any] = {"scopes": ["admin"], "reason": "a test", "expiresAt": end.isoformat()}
+    made = api.post("/keys", world.staff["admin"], name="For a day", **scopes).json()
+    headers = as_key(made["secret"])
+    before = books()
+    for longer in ({}, {"expiresAt": (end + timedelta(seconds=1)).isoformat()}):
+        wanted: dict[str, Any] = {
+            "name": "For ever",
+            "scopes": ["read"],
+            "reason": "a test",
+        } | longer
+        assert api.post("/keys", headers, **wanted).status_code == 403
+    path = f"/keys/{world.key_ids['own']}/rotate"
+    assert api.post(path, headers, reason="a test").status_code == 403
+    assert books() == before
+    assert api.post("/keys", headers, name="As long", **scopes).is_success
 
 
 def test_support_manages_no_keys(api: Api, world: World, books: Books) -> None:

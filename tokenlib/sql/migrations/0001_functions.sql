@@ -2815,6 +2815,9 @@ begin
             if v_standing = 'key' and not array(select jsonb_array_elements_text(
                 p_args -> 'scopes')) <@ (k.scopes || '{check,spend,read}') then
                 raise exception 'A key cannot make one that may do more.' using errcode = 'TK403';
+            elsif v_standing = 'key' and k.expires_at
+                < coalesce((p_args ->> 'expires_at')::timestamptz, 'infinity') then
+                raise exception 'A key cannot make one that lasts longer.' using errcode = 'TK403';
             end if;
             a.status := tokenlib.staff_create_key(v_actor, (p_args ->> 'id')::uuid, p_organization,
                 p_args ->> 'name', p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
@@ -2824,6 +2827,14 @@ begin
                 (p_args ->> 'tokens_per_request')::bigint, (p_args ->> 'limit_users')::boolean,
                 v_reason);
         when 'rotate_key' then
+            -- The new secret is the caller's to use.
+            if v_standing = 'key' and exists (select from public.ai_token_api_keys
+                where id = (p_args ->> 'id')::uuid
+                    and (not scopes <@ (k.scopes || '{check,spend,read}')
+                        or k.expires_at < coalesce(expires_at, 'infinity'))) then
+                raise exception 'A key cannot rotate one that may do more or lasts longer.'
+                    using errcode = 'TK403';
+            end if;
             a.status := tokenlib.staff_rotate_key(v_actor, (p_args ->> 'id')::uuid,
                 p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 make_interval(secs => (p_args ->> 'overlap_seconds')::double precision), v_reason);
