@@ -84,6 +84,7 @@ def right(tokens: Tokens, pro: Person) -> dict[str, Any]:
         "key": uuid4(),
         "scopes": ["read"],
         "requests_per_minute": 5,
+        "unit_size": 5,
         "usage": tokens.deduct_tokens(organization, user, "generate_goal"),
         "reservation": tokens.reserve(organization, user, "generate_goal"),
     }
