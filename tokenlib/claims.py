@@ -59,7 +59,7 @@ class StaffClaims:
         params = {
             "issuer": issuer,
             "user_id": user_id,
-            "claims": {name: claims[name] for name in names if _can_be_kept(claims.get(name))},
+            "claims": {one: claims[one] for one in names if _can_be_kept(claims.get(one))},
             "email": email if _can_be_kept(email) else None,
             "name": name[:_NAME_LENGTH] if _can_be_kept(name) else str(user_id),
             "issued": issued,
