@@ -22,6 +22,7 @@ from tokenlib.domain import (
     MAX_METADATA_DEPTH,
     MAX_TOKENS,
     MAX_UNITS,
+    MOST_OUTPUT_UNITS,
     Reservation,
     Usage,
 )
@@ -108,12 +109,14 @@ def number(value: object, field: str) -> Decimal | None:
 
 
 def metadata(value: object) -> Jsonb | None:
-    """A JSON object that fits, or None."""
+    """A JSON object that fits, or None. Its output_units, which limits look at, are a count."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
         raise InvalidInput("metadata", f"must be a JSON object, not {type(value).__name__}")
     document = dict(value)
+    if "output_units" in document:
+        _output_units(document["output_units"])
     try:
         as_text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         size = len(as_text.encode())
@@ -164,6 +167,13 @@ def owned(
     if known is None:
         raise InvalidInput("organization", f"is needed with a {field} id")
     return known, thing_id
+
+
+def _output_units(value: object) -> None:
+    if type(value) is not int or not 0 <= value <= MOST_OUTPUT_UNITS:
+        raise InvalidInput(
+            "metadata.output_units", f"must be a whole number from 0 to {MOST_OUTPUT_UNITS}"
+        )
 
 
 def _whole(value: object, field: str, highest: int) -> int:

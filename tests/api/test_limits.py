@@ -84,6 +84,34 @@ def test_a_long_answer_is_refused_before_it_and_after(
     assert api.post(f"{world.path}/charges", world.keys["own"], **body).is_success
 
 
+@pytest.mark.parametrize("said", ['"2001"', "[5000]", "-5", "1e999", "2.5", "true", "null"])
+def test_output_units_that_are_no_count_pass_no_limit(
+    api: Api, world: World, books: Books, said: str
+) -> None:
+    """For members, whom the limit holds, and for keys, whom it may not: charge, hold, settle."""
+    held = api.post(f"{world.path}/reservations", world.member, **INSIGHT).json()
+    before = books()
+    for who, user in ((world.member, ""), (world.keys["own"], f', "userId": "{world.user}"')):
+        body = f'{{"metadata": {{"output_units": {said}}}'
+        spending = f'{body}, "feature": "generate_insight"{user}}}'
+        asked = {"charges": spending, "reservations": spending}
+        asked[f"reservations/{held['id']}/deduct"] = body + "}"
+        for path, content in asked.items():
+            refused = api.client.post(
+                f"/api/v1{world.path}/{path}",
+                content=content,
+                headers=who | {"Idempotency-Key": "k", "Content-Type": "application/json"},
+            )
+            assert (refused.status_code, refused.json()["code"]) == (400, "invalid_input"), path
+            assert refused.json()["errors"] == [
+                {
+                    "field": "metadata.output_units",
+                    "problem": "must be a whole number from 0 to 9999999999",
+                }
+            ]
+    assert books() == before
+
+
 def test_a_member_is_limited_and_told(api: Api, world: World, token_clock: TestClock) -> None:
     path = f"{world.path}/charges"
     first = api.post(path, world.member, key="first", **INSIGHT)

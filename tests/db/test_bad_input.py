@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,6 +47,13 @@ def nested(levels: int) -> dict[str, Any]:
     for _ in range(levels - 2):
         inner = [inner]
     return {"deep": inner}
+
+
+@pytest.fixture
+def service(token_database: TestDatabase) -> Iterator[psycopg.Connection]:
+    """A connection of the role that may call the functions."""
+    with token_database.connect("tokenlib_service") as connection:
+        yield connection
 
 
 @pytest.fixture
@@ -133,6 +141,41 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
     "metadata not in Unicode": (charge(metadata={"t": "\ud800"}), InvalidInput, "^metadata must"),
     "metadata large": (charge(metadata={"t": "x" * 16_400}), InvalidInput, "at most 16384 bytes"),
     "metadata circular": (charge(metadata=CIRCLE), InvalidInput, "^metadata must be JSON"),
+    "output units as text": (
+        charge(metadata={"output_units": "2001"}),
+        InvalidInput,
+        r"^metadata\.output_units must be a whole number from 0 to 9999999999$",
+    ),
+    "output units in a hold": (
+        lambda tokens, pro: tokens.reserve(*pro, GOAL, metadata={"output_units": [5000]}),
+        InvalidInput,
+        r"^metadata\.output_units must be",
+    ),
+    "output units of nothing": (
+        charge(metadata={"output_units": None}),
+        InvalidInput,
+        r"^metadata\.output_units must be",
+    ),
+    "output units below zero": (
+        charge(metadata={"output_units": -5}),
+        InvalidInput,
+        r"^metadata\.output_units must be",
+    ),
+    "output units without end": (
+        charge(metadata={"output_units": float("inf")}),
+        InvalidInput,
+        r"^metadata\.output_units must be",
+    ),
+    "output units a fraction": (
+        charge(metadata={"output_units": 2.5}),
+        InvalidInput,
+        r"^metadata\.output_units must be",
+    ),
+    "output units a truth": (
+        charge(metadata={"output_units": True}),
+        InvalidInput,
+        r"^metadata\.output_units must be",
+    ),
     "metadata deep": (charge(metadata=nested(101)), InvalidInput, "at most 100 levels deep"),
     "metadata abysmal": (charge(metadata=nested(8000)), InvalidInput, "^metadata must"),
     "hold for no time": (
@@ -306,6 +349,46 @@ def test_bad_input_has_its_own_error(tokens: Tokens, pro: Person) -> None:
         with pytest.raises(TokenlibError, match=message) as refused:
             call(tokens, pro)
         assert type(refused.value) is error, name
+
+
+NO_COUNTS = ('"2001"', "[5000]", '{"n": 1}', "-5", "1e999", "1e10", "2.5", "true", "null")
+
+
+@pytest.mark.usefixtures("unmoved")
+@pytest.mark.parametrize("said", NO_COUNTS)
+def test_the_database_takes_no_output_units_that_are_no_count(
+    pro: Person, service: psycopg.Connection, said: str
+) -> None:
+    """Whoever asks the functions themselves: with and without limits, alone and in company."""
+    metadata = f'{{"output_units": {said}}}'
+    limited = "tokenlib.deduct(%s, %s, %s, 1, %s::jsonb, null, true, null)"
+    free = "tokenlib.deduct(%s, %s, %s, 1, %s::jsonb, null, false, null)"
+    hold = "tokenlib.reserve(%s, %s, %s, 1, %s::jsonb, null, null, false, null, null)"
+    for call in (limited, free, hold):
+        with pytest.raises(psycopg.errors.InvalidParameterValue) as refused:
+            service.execute(f"select * from {call}", (*pro, GOAL, metadata))  # noqa: S608
+        assert refused.value.diag.column_name == "metadata.output_units"
+    one = {"organization": str(pro[0]), "member": str(pro[1]), "feature": GOAL, "units": 1}
+    for limits in (False, True):
+        asked = json.dumps([one | {"limits": limits, "metadata": "?"}]).replace('"?"', metadata)
+        made = "select * from tokenlib.deduct_many(%s::jsonb, false)"
+        assert service.execute(made, (asked,)).fetchall() == []
+
+
+def test_a_hold_is_not_charged_with_output_units_that_are_no_count(
+    tokens: Tokens, pro: Person, service: psycopg.Connection
+) -> None:
+    held = tokens.reserve(*pro, GOAL)
+    for said in NO_COUNTS:
+        with pytest.raises(psycopg.errors.InvalidParameterValue) as refused:
+            service.execute(
+                "select * from tokenlib.deduct_reservation(%s, %s, null, %s::jsonb)",
+                (pro[0], held.id, f'{{"output_units": {said}}}'),
+            )
+        assert refused.value.diag.column_name == "metadata.output_units"
+    with pytest.raises(InvalidInput, match=r"^metadata\.output_units must be"):
+        tokens.deduct(held, metadata={"output_units": "3"})
+    assert tokens.deduct(held, metadata={"output_units": 3}).tokens_deducted == 3
 
 
 @pytest.mark.usefixtures("unmoved")

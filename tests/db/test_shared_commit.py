@@ -488,7 +488,7 @@ SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
     "tokens per request fit": (limit(tokens_per_request=3), {"limits": True}),
     "output units": (
         limit(output_units_per_request=9),
-        {"limits": True, "metadata": {"output_units": 9.5}},
+        {"limits": True, "metadata": {"output_units": 10}},
     ),
     "output units fit": (
         limit(output_units_per_request=9),
@@ -499,10 +499,6 @@ SETTINGS: dict[str, tuple[Setting, dict[str, Any]]] = {
         {"metadata": {"output_units": 10}},
     ),
     "output units, no limit": (limit(), {"limits": True, "metadata": {"output_units": 10**9}}),
-    "output units, no number": (
-        limit(output_units_per_request=9),
-        {"limits": True, "metadata": {"output_units": ["10"]}},
-    ),
     "failed attempts": (failed_attempts, {"limits": True}),
     "failed attempts, limits off": (failed_attempts, {}),
     "unknown feature": (lambda *_: None, {"feature": "nonsense"}),

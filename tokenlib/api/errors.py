@@ -274,6 +274,8 @@ def _new(error: TokenlibError) -> JSONResponse | None:
     match error:
         case InvalidInput():
             field = "Idempotency-Key" if error.field == "idempotency_key" else to_camel(error.field)
+            if error.field.startswith("metadata."):
+                field = error.field  # a name of the caller's own
             said = error.message.removeprefix(error.field).strip()
             errors = [{"field": field, "problem": said.rstrip(".")}]
             told = {name: value for name, value in error.data.items() if name != "field"}

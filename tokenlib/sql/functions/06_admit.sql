@@ -127,6 +127,9 @@ begin
         raise exception 'must be at most 16384 bytes of JSON'
             using errcode = '22023', column = 'metadata';
     end if;
+    if p_metadata ? 'output_units' then
+        perform tokenlib.output_units(p_metadata);
+    end if;
     if p_key is not null and length(p_key) not between 1 and 255 then
         raise exception 'must have 1 to 255 characters'
             using errcode = '22023', column = 'idempotency_key';

@@ -45,11 +45,17 @@ begin
 end
 $$;
 
--- What a model wrote, or may write at most, where metadata say so; null: not known.
-create function tokenlib.output_units(p_metadata jsonb) returns numeric
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select case when jsonb_typeof(p_metadata -> 'output_units') = 'number'
-        then (p_metadata ->> 'output_units')::numeric end
+-- What a model wrote, or may write at most, where metadata say so; null: not known. What is there and no
+-- count would stand for anything, so it is an error.
+create function tokenlib.output_units(p_metadata jsonb) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if (p_metadata -> 'output_units')::text !~ '^[0-9]{1,10}$' then
+        raise exception 'must be a whole number from 0 to 9999999999'
+            using errcode = '22023', column = 'metadata.output_units';
+    end if;
+    return (p_metadata ->> 'output_units')::bigint;
+end
 $$;
 
 -- The limit of output units a request that these metadata break; null: none.

@@ -77,6 +77,7 @@ begin
         join public.ai_token_features f on f.feature = a.feature
         where a.units between 1 and 1000000
             and (a.metadata is null or octet_length(a.metadata::text) <= 16384)
+            and coalesce((a.metadata -> 'output_units')::text ~ '^[0-9]{1,10}$', true)
             and (a.key is null or length(a.key) between 1 and 255)
         order by wallet, place
     ) as asked

@@ -727,6 +727,9 @@ begin
         raise exception 'must be at most 16384 bytes of JSON'
             using errcode = '22023', column = 'metadata';
     end if;
+    if p_metadata ? 'output_units' then
+        perform tokenlib.output_units(p_metadata);
+    end if;
     if p_key is not null and length(p_key) not between 1 and 255 then
         raise exception 'must have 1 to 255 characters'
             using errcode = '22023', column = 'idempotency_key';
@@ -982,11 +985,17 @@ begin
 end
 $$;
 
--- What a model wrote, or may write at most, where metadata say so; null: not known.
-create function tokenlib.output_units(p_metadata jsonb) returns numeric
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-    select case when jsonb_typeof(p_metadata -> 'output_units') = 'number'
-        then (p_metadata ->> 'output_units')::numeric end
+-- What a model wrote, or may write at most, where metadata say so; null: not known. What is there and no
+-- count would stand for anything, so it is an error.
+create function tokenlib.output_units(p_metadata jsonb) returns bigint
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+    if (p_metadata -> 'output_units')::text !~ '^[0-9]{1,10}$' then
+        raise exception 'must be a whole number from 0 to 9999999999'
+            using errcode = '22023', column = 'metadata.output_units';
+    end if;
+    return (p_metadata ->> 'output_units')::bigint;
+end
 $$;
 
 -- The limit of output units a request that these metadata break; null: none.
@@ -3770,6 +3779,7 @@ begin
         join public.ai_token_features f on f.feature = a.feature
         where a.units between 1 and 1000000
             and (a.metadata is null or octet_length(a.metadata::text) <= 16384)
+            and coalesce((a.metadata -> 'output_units')::text ~ '^[0-9]{1,10}$', true)
             and (a.key is null or length(a.key) between 1 and 255)
         order by wallet, place
     ) as asked
