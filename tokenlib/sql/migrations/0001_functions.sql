@@ -2395,8 +2395,8 @@ begin
 end
 $$;
 
--- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, place,
--- time and each limit.
+-- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time and
+-- each limit. In which organizations, tokenlib.standing has decided. Of a person it asks nothing.
 create function tokenlib.require_no_more(p_maker uuid, p_key uuid) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2407,7 +2407,6 @@ begin
     join public.ai_token_api_keys k on k.id = p_key
     cross join lateral (values
         ('scopes', k.scopes <@ m.scopes),
-        ('organization_id', coalesce(k.organization_id = m.organization_id, m.organization_id is null)),
         ('expires_at', coalesce(k.expires_at, 'infinity') <= coalesce(m.expires_at, 'infinity')),
         ('requests_per_minute', m.requests_per_minute is null
             or coalesce(k.requests_per_minute <= m.requests_per_minute, false)),
