@@ -25,6 +25,12 @@ SCOPES: dict[Scope, str] = {
     "admin": "act as you: grants, plans, states, keys, as long as you may",
     "metrics": "read /metrics, which speaks of all organizations",
 }
+LIMITS = {
+    "requests_per_minute": "requests a minute",
+    "seconds_between_requests": "seconds between requests",
+    "tokens_per_request": "tokens a request",
+    "output_units_per_request": "output units a request",
+}
 STATES = {"good": "✓ Works", "expired": "— Expired", "revoked": "✕ Revoked"}
 LIVES = {"30 days": 30, "90 days": 90, "1 year": 365, "No end": None}
 OVERLAPS = {
@@ -159,13 +165,21 @@ def _limits() -> dict[str, Any]:
             "Seconds between requests", None, "key_seconds", least=0.1, most=86_400.0, step=0.5
         )
         tokens = office.limit("Tokens a request", None, "key_tokens")
+        output = office.limit("Output units a request", None, "key_output")
         users = st.toggle("The limits of each person hold, too", key="key_users")
     return {
         "requests_per_minute": minute,
         "seconds_between_requests": None if seconds is None else Decimal(f"{seconds:g}"),
         "tokens_per_request": tokens,
+        "output_units_per_request": output,
         "limit_users": users,
     }
+
+
+def _said(row: KeyRow) -> str:
+    """The limits of a key in words."""
+    said = [f"{fmt.number(limit)} {LIMITS[name]}" for name, limit in row.limits.items()]
+    return ", ".join([*said, *(["those of each person"] if row.limit_users else [])]) or "none"
 
 
 def _until(expires: datetime | None, context: Context) -> str:
@@ -181,7 +195,7 @@ def change(here: Office, subject: UUID) -> None:
         return
     st.markdown(f"**{fmt.plain(row.name)}**, `{row.start}…`")
     used = "never" if row.last_used_at is None else here.context.time(row.last_used_at)
-    st.caption(f"Last use: {used}")
+    st.caption(f"Last use: {used}  \nLimits: {_said(row)}")
     rotates = row.state == "good" and session.tokens().pepper is not None
     what = st.segmented_control(
         "Change",
