@@ -71,19 +71,22 @@ def draw(here: Office) -> None:
 
 
 def _table(rows: list[KeyRow], context: Context) -> None:
+    turned = any(row.old_until for row in rows)
     names = ["name", "start", "owner", "expires_at", "last_used_at"]
+    names += ["old_until"] if turned else []
     data = tables.frame(rows, names, context)
     data["start"] = [f"{row.start}…" for row in rows]
     data["for"] = [row.organization or _whose(row) for row in rows]
     data["scopes"] = [", ".join(row.scopes) for row in rows]
-    data["state"] = [_state(row, context) for row in rows]
+    data["state"] = [STATES[row.state] for row in rows]
     data["action"] = [None if row.state == "revoked" else "Change" for row in rows]
     columns = {
-        "name": "Name",
+        "name": st.column_config.TextColumn("Name", width=180),
+        "state": st.column_config.TextColumn("State", width=110),
+        "scopes": st.column_config.TextColumn("May", width=150),
+        "for": st.column_config.TextColumn("Organization", width=150),
         "start": "Begins with",
-        "state": "State",
-        "scopes": "May",
-        "for": "Organization",
+        **({"old_until": tables.time("Old secret until", context.zone)} if turned else {}),
         "expires_at": {**tables.time("Ends", context.zone), "width": 150},
         "last_used_at": {**tables.time("Last use", context.zone), "width": 150},
         "owner": "Made by",
@@ -92,12 +95,6 @@ def _table(rows: list[KeyRow], context: Context) -> None:
     tables.show(data[list(columns)], columns, "API keys, those that work first")
     if (row := tables.clicked(_CLICK, rows)) is not None:
         actions.ask(KEY, None, row.id)
-
-
-def _state(row: KeyRow, context: Context) -> str:
-    if row.state == "good" and row.old_until is not None:
-        return f"{STATES['good']}, old secret until {context.time(row.old_until)}"
-    return STATES[row.state]
 
 
 def _whose(row: KeyRow) -> str:
