@@ -11,7 +11,6 @@ holds nobody else up.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
+from tokenlib import batches
 from tokenlib.db import Database, Kind, Row, statements
 from tokenlib.errors import DatabaseUnavailable, TokenlibError
 from tokenlib.retry import LEAST_PATIENCE_SECONDS
@@ -250,14 +250,14 @@ class SharedCommit:
         rows: list[tuple[Any, ...]] = []
         lost = True
         try:
-            # One call for all of them: each is a call of the system.
-            drawn = os.urandom(16 * len(crew))
-            for place, caller in enumerate(crew):
-                caller.id = UUID(bytes=drawn[16 * place : 16 * place + 16], version=4)
-            requests = json.dumps([_request(caller) for caller in crew])
+            ids = batches.new_ids(len(crew))
+            for caller, drawn in zip(crew, ids, strict=True):
+                caller.id = drawn
             rows = self._database.tuples(
                 statements("gate")["deduct_many"],
-                {"requests": requests, "wait": line.organization is not None},
+                batches.lists(
+                    [caller.asked for caller in crew], ids, wait=line.organization is not None
+                ),
                 max(give_up_at - time.monotonic(), LEAST_PATIENCE_SECONDS),
             )
             lost = False
@@ -315,7 +315,7 @@ class SharedCommit:
 def charged(caller: Caller) -> Row:
     """The answer to a caller who was charged with others, as `deduct` gives it."""
     assert caller.row is not None  # noqa: S101 - asked of such callers only
-    _, _, _, token_type, tokens, balance, created_at = caller.row
+    _, _, token_type, tokens, balance, created_at = caller.row
     return {
         "status": "ok",
         "id": caller.id,
@@ -328,20 +328,6 @@ def charged(caller: Caller) -> Row:
         "balance": balance,
         "created_at": created_at,
         "replayed": False,
-    }
-
-
-def _request(caller: Caller) -> dict[str, Any]:
-    asked = caller.asked
-    return {
-        "id": caller.id.hex,
-        "organization": asked["organization_id"].hex,
-        "member": asked["user_id"].hex,
-        "feature": asked["feature"],
-        "units": asked["units"],
-        "metadata": None if asked["metadata"] is None else asked["metadata"].obj,
-        "key": asked["key"],
-        "limits": asked["limits"],
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from uuid import UUID
 import psycopg
 
 from tests.db.books_model import PERIOD, Account, Hold, Part, Wallet
-from tokenlib import Reservation, Tokens, Usage
+from tokenlib import Reservation, Tokens, Usage, batches
 from tokenlib.db import Database, statements
 from tokenlib.retry import Retry
 
@@ -112,20 +111,12 @@ def deduct(seat: Seat, scene: Scene, _place: int) -> Answer:
 
 def deduct_in_company(seat: Seat, scene: Scene, place: int) -> Answer:
     """As one of a crew, which waits for its locks or does not; alone if it is not charged so."""
-    asked = {
-        "organization": str(scene.organization),
-        "member": str(scene.user),
-        "feature": "generate_insight",
-        "units": 17,
-        "metadata": None,
-        "key": None,
-        "limits": False,
-    }
-    params = {"requests": json.dumps([asked]), "wait": bool(place % 2)}
+    asked = seat.tokens.charge_request(scene.organization, scene.user, "generate_insight", 17)
+    params = batches.lists([asked], batches.new_ids(1), wait=bool(place % 2))
     rows = seat.tokens.database.tuples(statements("gate")["deduct_many"], params, 30)
     if not rows or rows[0][1]:
         return deduct(seat, scene, place)
-    [(_, _, _, token_type, tokens, balance, _)] = rows
+    [(_, _, token_type, tokens, balance, _)] = rows
     return token_type, tokens, 0, balance
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from tokenlib import (
     TokenlibError,
     Tokens,
     Usage,
+    batches,
     connect,
     sharing,
 )
@@ -601,9 +601,8 @@ def test_limits_count_the_earlier_ones_of_the_commit(
         # Above a thousand the gate reckons with entry numbers, and counts only near the limit.
         allowed = 1005
         gate.grant(person[0], "general", 1000)
-        one = {"organization": str(person[0]), "member": str(person[1]), "feature": INSIGHT,
-            "units": 1, "metadata": None, "key": None, "limits": False}  # fmt: skip
-        asked = {"requests": json.dumps([one] * 1000), "wait": False}
+        one = gate.charge_request(*person, INSIGHT)
+        asked = batches.lists([one] * 1000, batches.new_ids(1000), wait=False)
         assert len(gate.database.tuples(statements("gate")["deduct_many"], asked, 60)) == 1000
     gate.release(gate.reserve(*person, INSIGHT))
     gate.deduct_tokens(*person, GOAL)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
+from tokenlib import batches
 from tokenlib.db import Row, statements
 from tokenlib.errors import DatabaseUnavailable, TokenlibError
 from tokenlib.sharing import AT_ONCE, FEW
@@ -34,7 +35,7 @@ class Asked:
 class Line:
     """Who waits, in the order of arrival, and since when somebody is at work for them."""
 
-    organization: str | None = None  # whose wallet is waited for; None: nobody's
+    organization: UUID | None = None  # whose wallet is waited for; None: nobody's
     waiting: deque[Asked] = field(default_factory=deque)
     working: int = 0
     since: float = 0.0
@@ -50,7 +51,7 @@ class Charges:
     def __init__(self, get_tokens: Callable[[], Tokens]) -> None:
         self._get_tokens = get_tokens
         self._main = Line()
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[UUID, Line] = {}
         self._main_threads = ThreadPoolExecutor(4, "tokenlib-charges")
         self._line_threads = ThreadPoolExecutor(8, "tokenlib-busy-charges")
 
@@ -58,7 +59,7 @@ class Charges:
         """The charge as `tokenlib.api_charges` made it; None: it was not made, or nobody knows."""
         loop = asyncio.get_running_loop()
         asked = Asked(request, loop.create_future())
-        line = self._lines.get(request["organization"], self._main)
+        line = self._lines.get(request["organization_id"], self._main)
         line.waiting.append(asked)
         self._begin(line, loop)
         return await asked.answer
@@ -84,7 +85,12 @@ class Charges:
         return line is self._main and line.working < 4 and now - line.since > _STUCK_SECONDS
 
     def _send(self, crew: list[Asked], wait: bool) -> list[Row]:
-        params = {"requests": json.dumps([asked.request for asked in crew]), "wait": wait}
+        requests = [asked.request for asked in crew]
+        ids = batches.new_ids(len(crew))
+        for request, drawn in zip(requests, ids, strict=True):
+            request["id"] = drawn
+        params = batches.lists(requests, ids, wait=wait)
+        params["digests"] = batches.texts([request["digest"] for request in requests])
         database = self._get_tokens().database
         return database.once(statements("api")["charges"], params, "repeatable", _PATIENCE_SECONDS)
 
@@ -116,7 +122,7 @@ class Charges:
 
     def _wait_for(self, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
         """Into the line of its organization."""
-        name = asked.request["organization"]
+        name = asked.request["organization_id"]
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = Line(name)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from fastapi import HTTPException, Request
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ from tokenlib.api.old_schemas import CheckBalance
 from tokenlib.api.schemas import ChargeQuestion
 from tokenlib.db import Row
 from tokenlib.errors import InvalidInput, TokenlibError
-from tokenlib.inputs import metadata
+from tokenlib.inputs import metadata, text
 from tokenlib.keys import PREFIX, digest, well_formed
 from tokenlib.tokens import Tokens
 
@@ -132,15 +133,13 @@ class Quick:
             asked = ChargeQuestion.model_validate_json(content)
             if asked.user_id is None or tokens.pepper is None:
                 return None
-            if asked.metadata is not None:
-                metadata(asked.metadata)
             request = {
                 "digest": digest(secret, tokens.pepper).hex(),
-                "organization": organization,
-                "member": str(asked.user_id),
-                "feature": asked.feature,
+                "organization_id": UUID(organization),
+                "user_id": asked.user_id,
+                "feature": text(asked.feature, "feature"),
                 "units": asked.units,
-                "metadata": asked.metadata,
+                "metadata": metadata(asked.metadata),
                 "key": key,
                 "limits": False,
             }
@@ -166,9 +165,9 @@ class Quick:
                 return None
             request = {
                 "digest": None,
-                "organization": str(asked.organization_id),
-                "member": str(user),
-                "feature": asked.feature_used,
+                "organization_id": asked.organization_id,
+                "user_id": user,
+                "feature": text(asked.feature_used, "feature"),
                 "units": 1,
                 "metadata": None,
                 "key": key,
@@ -234,9 +233,9 @@ def _bearer(head: dict[bytes, bytes]) -> str:
 def _charged(request: dict[str, Any], row: Row) -> dict[str, Any]:
     """As the route's, with less ado."""
     return {
-        "id": str(row["id"]),
-        "organizationId": request["organization"],
-        "userId": request["member"],
+        "id": str(request["id"]),
+        "organizationId": str(request["organization_id"]),
+        "userId": str(request["user_id"]),
         "feature": request["feature"],
         "tokenType": row["token_type"],
         "tokensDeducted": row["tokens"],

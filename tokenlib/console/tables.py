@@ -130,8 +130,8 @@ def duration(label: str) -> Column:
 
 
 def milliseconds(label: str) -> Column:
-    """Milliseconds, written the reader's way."""
-    return st.column_config.NumberColumn(f"{label}, ms", format="localized")
+    """Milliseconds with one decimal."""
+    return st.column_config.NumberColumn(label, format="%.1f ms")
 
 
 def action(key: str, label: str = "Action") -> Column:

@@ -38,7 +38,6 @@ class KeyQuestion(Question):
     requests_per_minute: Tokens | None = None
     seconds_between_requests: Tokens | None = None
     tokens_per_request: Tokens | None = None
-    output_units_per_request: Tokens | None = None
     limit_users: Annotated[bool, Field(strict=True)] = False
     reason: Reason
 
@@ -75,7 +74,6 @@ class KeyRow(Answer):
     requests_per_minute: int | None
     seconds_between_requests: float | None
     tokens_per_request: int | None
-    output_units_per_request: int | None
     limit_users: bool
     created_at: datetime
     expires_at: datetime | None

@@ -1488,20 +1488,16 @@ begin
 end
 $$;
 
--- The whole verdict without charging, and the rule that would refuse. p_output_units: what metadata
--- would say that the answer has, or may have at most.
+-- The whole verdict without charging, and the rule that would refuse.
 create function tokenlib.can_use(
-    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_output_units bigint,
-    p_limits boolean, p_mode text
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_limits boolean, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
 begin
-    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units,
-        case when p_output_units is not null
-            then jsonb_build_object('output_units', p_output_units) end,
-        null, null, p_limits, p_mode, true)).a;
+    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null, null, p_limits,
+        p_mode, true)).a;
     return a;
 end
 $$;
@@ -2345,8 +2341,8 @@ $$;
 create function tokenlib.staff_create_key(
     p_actor uuid, p_id uuid, p_organization uuid, p_name text, p_start text, p_digest bytea,
     p_scopes text[], p_expires timestamptz, p_requests_per_minute integer,
-    p_seconds_between_requests numeric, p_tokens_per_request bigint,
-    p_output_units_per_request bigint, p_limit_users boolean, p_reason text
+    p_seconds_between_requests numeric, p_tokens_per_request bigint, p_limit_users boolean,
+    p_reason text
 ) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2358,8 +2354,7 @@ begin
     select name into v_wrong from (values
         ('requests_per_minute', p_requests_per_minute::numeric),
         ('seconds_between_requests', p_seconds_between_requests),
-        ('tokens_per_request', p_tokens_per_request),
-        ('output_units_per_request', p_output_units_per_request)) as l (name, value)
+        ('tokens_per_request', p_tokens_per_request)) as l (name, value)
     where value <= 0 or value > 1000000000 limit 1;
     if v_wrong is not null then
         raise exception 'must be more than 0 and at most 1000000000, or empty for no limit'
@@ -2383,45 +2378,15 @@ begin
         return 'ok';
     end if;
     insert into public.ai_token_api_keys (id, organization_id, name, start, digest, scopes, owner_id,
-        requests_per_minute, seconds_between_requests, tokens_per_request, output_units_per_request,
-        limit_users, created_at, expires_at)
+        requests_per_minute, seconds_between_requests, tokens_per_request, limit_users, created_at,
+        expires_at)
     values (p_id, p_organization, btrim(p_name), p_start, p_digest, p_scopes, p_actor,
         p_requests_per_minute, p_seconds_between_requests, p_tokens_per_request,
-        p_output_units_per_request, coalesce(p_limit_users, false), v_now, p_expires);
+        coalesce(p_limit_users, false), v_now, p_expires);
     perform tokenlib.record_change(p_organization, 'create_key', p_actor, p_reason, null,
         jsonb_build_object('id', p_id, 'name', btrim(p_name), 'start', p_start, 'scopes', p_scopes,
             'expires_at', p_expires));
     return 'ok';
-end
-$$;
-
--- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time and
--- each limit. In which organizations, tokenlib.standing has decided. Of a person it asks nothing.
-create function tokenlib.require_no_more(p_maker uuid, p_key uuid) returns void
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-    v_more text;
-begin
-    select l.name into v_more
-    from public.ai_token_api_keys m
-    join public.ai_token_api_keys k on k.id = p_key
-    cross join lateral (values
-        ('scopes', k.scopes <@ m.scopes),
-        ('expires_at', coalesce(k.expires_at, 'infinity') <= coalesce(m.expires_at, 'infinity')),
-        ('requests_per_minute', m.requests_per_minute is null
-            or coalesce(k.requests_per_minute <= m.requests_per_minute, false)),
-        ('seconds_between_requests', m.seconds_between_requests is null
-            or coalesce(k.seconds_between_requests >= m.seconds_between_requests, false)),
-        ('tokens_per_request', m.tokens_per_request is null
-            or coalesce(k.tokens_per_request <= m.tokens_per_request, false)),
-        ('output_units_per_request', m.output_units_per_request is null
-            or coalesce(k.output_units_per_request <= m.output_units_per_request, false)),
-        ('limit_users', k.limit_users >= m.limit_users)) as l (name, within)
-    where m.id = p_maker and not l.within limit 1;
-    if v_more is not null then
-        raise exception 'A key cannot get more for another than it has itself: %.', v_more
-            using errcode = 'TK403';
-    end if;
 end
 $$;
 
@@ -2623,35 +2588,10 @@ begin
 end
 $$;
 
--- What a limit that is reached means by the switch: rate_limited, or ok; on record unless it is off.
-create function tokenlib.refuse_request(
-    a tokenlib.answer, p_now timestamptz, p_mode text, p_asking boolean
-) returns tokenlib.answer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-begin
-    select coalesce(p_mode,
-        case when s.mode_until is null or s.mode_until > p_now then s.mode end,
-        case when p.mode_until is null or p.mode_until > p_now then p.mode end, 'enforce')
-    into strict a.mode
-    from public.ai_token_parameters p
-    left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
-    a.status := 'rate_limited';
-    if a.mode <> 'off' and not p_asking then
-        perform tokenlib.record_refusal(a, p_now);
-    end if;
-    if a.mode <> 'enforce' then
-        a.status := 'ok';
-    end if;
-    return a;
-end
-$$;
-
 -- Limits of the key and of the organization; those of the user are the gate's own. status ok, or
 -- rate_limited and on record. Callers of the same key or organization take turns where it has a limit.
--- p_asking: only ask; nobody waits, and nothing is recorded.
 create function tokenlib.check_request_limits(
-    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_metadata jsonb,
-    p_mode text, p_asking boolean
+    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2663,12 +2603,11 @@ declare
 begin
     a.status := 'ok';
     select * into k from public.ai_token_api_keys where id = p_key;
-    if not p_asking
-        and (k.requests_per_minute is not null or k.seconds_between_requests is not null) then
+    if k.requests_per_minute is not null or k.seconds_between_requests is not null then
         -- One lock wherever it calls: a key may be for every organization.
         perform tokenlib.lock_key('00000000-0000-0000-0000-000000000000', 'key ' || p_key::text);
     end if;
-    if not p_asking and exists (select from public.ai_token_parameters p
+    if exists (select from public.ai_token_parameters p
         left join public.ai_token_organization_settings s on s.organization_id = p_organization
         where coalesce(s.requests_per_minute, p.organization_requests_per_minute) is not null) then
         perform tokenlib.lock_key(p_organization, 'requests');
@@ -2682,9 +2621,6 @@ begin
     if a.needed > k.tokens_per_request then
         a.limit_name := 'key_tokens_per_request';
         a.allowed := k.tokens_per_request;
-    elsif tokenlib.output_units(p_metadata) > k.output_units_per_request then
-        a.limit_name := 'key_output_units_per_request';
-        a.allowed := k.output_units_per_request;
     end if;
     for r in select * from tokenlib.request_windows(p_organization, null, p_key, v_now) loop
         if a.limit_name is null and r.used >= r.allowed then
@@ -2702,8 +2638,23 @@ begin
             a.retry_after := k.seconds_between_requests - extract(epoch from v_now - v_last);
         end if;
     end if;
-    return case when a.limit_name is null then a
-        else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
+    if a.limit_name is null then
+        return a;
+    end if;
+    select coalesce(p_mode,
+        case when s.mode_until is null or s.mode_until > v_now then s.mode end,
+        case when p.mode_until is null or p.mode_until > v_now then p.mode end, 'enforce')
+    into strict a.mode
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
+    if a.mode <> 'off' then
+        a.status := 'rate_limited';
+        perform tokenlib.record_refusal(a, v_now);
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+    end if;
+    return a;
 end
 $$;
 
@@ -2814,7 +2765,7 @@ begin
         end if;
         perform tokenlib.check_input((p_args ->> 'units')::bigint, null, null);
         a := tokenlib.check_request_limits(p_organization, p_user, k.id, p_args ->> 'feature',
-            (p_args ->> 'units')::bigint, p_args -> 'metadata', p_mode, false);
+            (p_args ->> 'units')::bigint, p_mode);
         if a.status <> 'ok' then
             return;
         end if;
@@ -2823,23 +2774,6 @@ begin
         a.status := 'unknown_reservation';
         a.id := (p_args ->> 'id')::uuid;
         return;
-    elsif p_verb = 'settle'
-        and tokenlib.output_units(p_args -> 'metadata') > k.output_units_per_request then
-        -- Known only now. The hold stays, as where a user's limit refuses.
-        v_now := tokenlib.clock();
-        select organization_id, user_id, feature, token_type
-        into a.organization_id, a.user_id, a.feature, a.token_type
-        from public.ai_token_reservations
-        where organization_id = p_organization and id = (p_args ->> 'id')::uuid and state = 'held'
-            and expires_at > v_now;
-        if found then
-            a.limit_name := 'key_output_units_per_request';
-            a.allowed := k.output_units_per_request;
-            a := tokenlib.refuse_request(a, v_now, p_mode, false);
-            if a.status <> 'ok' then
-                return;
-            end if;
-        end if;
     end if;
 
     case p_verb
@@ -2887,18 +2821,29 @@ begin
             a.status := tokenlib.staff_set_request_limit(v_actor, p_organization,
                 (p_args ->> 'requests_per_minute')::integer, v_reason);
         when 'create_key' then
+            if v_standing = 'key' and not array(select jsonb_array_elements_text(
+                p_args -> 'scopes')) <@ (k.scopes || '{check,spend,read}') then
+                raise exception 'A key cannot make one that may do more.' using errcode = 'TK403';
+            elsif v_standing = 'key' and k.expires_at
+                < coalesce((p_args ->> 'expires_at')::timestamptz, 'infinity') then
+                raise exception 'A key cannot make one that lasts longer.' using errcode = 'TK403';
+            end if;
             a.status := tokenlib.staff_create_key(v_actor, (p_args ->> 'id')::uuid, p_organization,
                 p_args ->> 'name', p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 array(select jsonb_array_elements_text(p_args -> 'scopes')),
                 (p_args ->> 'expires_at')::timestamptz, (p_args ->> 'requests_per_minute')::integer,
                 (p_args ->> 'seconds_between_requests')::numeric,
-                (p_args ->> 'tokens_per_request')::bigint,
-                (p_args ->> 'output_units_per_request')::bigint,
-                (p_args ->> 'limit_users')::boolean, v_reason);
-            perform tokenlib.require_no_more(k.id, (p_args ->> 'id')::uuid);
+                (p_args ->> 'tokens_per_request')::bigint, (p_args ->> 'limit_users')::boolean,
+                v_reason);
         when 'rotate_key' then
             -- The new secret is the caller's to use.
-            perform tokenlib.require_no_more(k.id, (p_args ->> 'id')::uuid);
+            if v_standing = 'key' and exists (select from public.ai_token_api_keys
+                where id = (p_args ->> 'id')::uuid
+                    and (not scopes <@ (k.scopes || '{check,spend,read}')
+                        or k.expires_at < coalesce(expires_at, 'infinity'))) then
+                raise exception 'A key cannot rotate one that may do more or lasts longer.'
+                    using errcode = 'TK403';
+            end if;
             a.status := tokenlib.staff_rotate_key(v_actor, (p_args ->> 'id')::uuid,
                 p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 make_interval(secs => (p_args ->> 'overlap_seconds')::double precision), v_reason);
@@ -3759,305 +3704,299 @@ $$;
 -- are charged here: those to which every rule says yes, by what is seen at a glance. Whatever is not
 -- plain gets no row, and its caller asks tokenlib.deduct alone, which decides and puts on record.
 
--- p_requests: in the order of their arrival, which is `place`: 1, 2, 3 … The answer has a row per
--- charge that was made, and one that says `locked` where somebody else has the wallet or the person in
--- hand. p_wait: all are of one organization, and wait for it.
-create function tokenlib.deduct_many(p_requests jsonb, p_wait boolean)
-returns table (place bigint, locked boolean, id uuid, token_type text, tokens bigint,
-    balance bigint, created_at timestamptz)
+-- How many requests of a minute a user has left, at a glance: none where they have to wait between two
+-- and made one, and none where there are more than 500 to count.
+create function tokenlib.requests_left(
+    p_organization uuid, p_user uuid, p_allowed integer, p_seconds numeric, p_now timestamptz
+) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_most constant integer := case when p_seconds > 0 then 1 else 500 end;
+    v_made bigint;
+begin
+    select count(*) into v_made from (
+        (select from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user
+                and created_at > p_now - interval '1 minute' limit v_most)
+        union all
+        (select from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user
+                and created_at > p_now - interval '1 minute' limit v_most)) as made;
+    return case when v_made >= v_most then 0 else least(p_allowed - v_made, v_most) end;
+end
+$$;
+
+-- The lists go together, by `place`: 1, 2, 3 … in the order of arrival. The answer has a row per charge
+-- that was made, and one that says `locked` where somebody else has the wallet, the person or the key
+-- in hand. p_wait: all are of one organization, and wait for its wallets and people.
+create function tokenlib.deduct_many(
+    p_ids uuid[], p_organizations uuid[], p_users uuid[], p_features text[], p_units bigint[],
+    p_metadata jsonb[], p_keys text[], p_limits boolean[], p_wait boolean
+)
+returns table (place bigint, locked boolean, token_type text, tokens bigint, balance bigint,
+    created_at timestamptz)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 -- Lists of any length have one plan, by the indexes, and none is worth compiling.
 set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off as $$
 #variable_conflict use_column
 declare
-    -- What is asked, by wallet and place. Wallets and people have numbers.
-    v_place bigint[];
-    v_organization uuid[];
-    v_type text[];
-    v_wallet integer[];
-    v_user uuid[];
-    v_person integer[];
-    v_limits boolean[];
-    v_feature text[];
-    v_units bigint[];
-    v_cost bigint[];
-    v_metadata jsonb[];
-    v_key text[];
-    v_id uuid[];
-    v_free boolean[];                          -- whether nobody else has the person in hand
-    v_mine boolean[];                          -- … nor the key
-    v_plan text[];
-    v_requests bigint[];
-    v_tokens bigint[];
-    v_output jsonb[];
-    v_wallets public.ai_tokens[];
-    v_charged public.ai_tokens[];
-    v_rows public.ai_token_usage_log[];
-    v_number integer := 0;                     -- of the wallet in hand
-    v_changed boolean := false;
+    v_length constant integer := cardinality(p_ids);
+    v_mine bigint[];                           -- the places whose locks were got
     v_now timestamptz;
+    v_microseconds bigint;
     r record;
-    w public.ai_tokens;
-    l public.ai_token_usage_log;
+    -- The wallets, with what was taken of each and where its log ends.
+    v_wallet uuid;                             -- in hand, the last one of these
+    v_wallets uuid[] := '{}';
+    v_owners uuid[] := '{}';
+    v_spent bigint[] := '{}';
+    v_ends bigint[] := '{}';
+    v_heads bytea[] := '{}';
+    v_last integer := 0;
+    v_balance bigint;
+    v_number bigint;
+    v_head bytea;
+    v_counted uuid[];                          -- charged here already, by those whose requests count
+    -- What was charged, by place; no hash: nothing.
+    v_types text[] := array_fill(null::text, array[v_length]);
+    v_tokens bigint[] := array_fill(null::bigint, array[v_length]);
+    v_balances bigint[] := v_tokens;
+    v_numbers bigint[] := v_tokens;
+    v_requests bytea[] := array_fill(null::bytea, array[v_length]);
+    v_digests bytea[] := v_requests;
+    v_hashes bytea[] := v_requests;
 begin
     -- On Citus a charge belongs on the node of its organization: everybody asks alone.
     if current_setting('citus.propagate_set_commands', true) = 'local' then
         return;
     end if;
-    -- Locks in the gate's own order: people, keys, wallets.
+    -- Waiting for locks in the gate's own order: people, wallets. A key is not waited for.
     if p_wait then
         perform pg_advisory_xact_lock(person) from (
             select distinct hashtextextended('user ' || member::text,
                 hashtextextended(organization::text, 0)) as person
-            from jsonb_to_recordset(p_requests) as a (organization uuid, member uuid, limits boolean)
+            from unnest(p_organizations, p_users, p_limits) as a (organization, member, limits)
             where limits
             order by person offset 0) as people;
+        perform from public.ai_tokens
+        where organization_id = p_organizations[1] and token_type in (
+            select f.token_type from public.ai_token_features f where f.feature = any (p_features))
+        order by token_type for no key update;
     end if;
-    select array_agg(place), array_agg(organization), array_agg(token_type), array_agg(wallet),
-        array_agg(member), array_agg(person), array_agg(limits), array_agg(feature), array_agg(units),
-        array_agg(cost), array_agg(metadata), array_agg(key), array_agg(id),
-        array_agg(not limits or pg_try_advisory_xact_lock(hashtextextended('user ' || member::text,
-            hashtextextended(organization::text, 0)))),
-        array_agg(key is null or pg_try_advisory_xact_lock(hashtextextended('key ' || key,
-            hashtextextended(organization::text, 0))))
-    into v_place, v_organization, v_type, v_wallet, v_user, v_person, v_limits, v_feature, v_units,
-        v_cost, v_metadata, v_key, v_id, v_free, v_mine
-    from (
-        select a.*, f.token_type, f.cost * a.units as cost,
-            dense_rank() over (order by a.organization, f.token_type) as wallet,
-            dense_rank() over (order by a.organization, a.member) as person,
-            row_number() over (partition by a.organization, a.key order by a.place) as uses
-        from rows from (jsonb_to_recordset(p_requests) as (organization uuid, member uuid,
-            feature text, units bigint, metadata jsonb, key text, limits boolean, id uuid))
-            with ordinality as a (organization, member, feature, units, metadata, key, limits, id,
-            place)
-        join public.ai_token_features f on f.feature = a.feature
-        where a.units between 1 and 1000000
-            and (a.metadata is null or octet_length(a.metadata::text) <= 16384)
-            and coalesce((a.metadata -> 'output_units')::text ~ '^[0-9]{1,10}$', true)
-            and (a.key is null or length(a.key) between 1 and 255)
-        order by wallet, place
-    ) as asked
-    where uses = 1 or key is null;
-    if p_wait then
-        for r in
-            select t as wallet, number from (select distinct organization, token_type, number
-                from unnest(v_organization, v_type, v_wallet)
-                    as a (organization, token_type, number)) as a
-            join public.ai_tokens t
-                on t.organization_id = a.organization and t.token_type = a.token_type
-            order by number for no key update of t
-        loop
-            v_wallets[r.number] := r.wallet;
-        end loop;
-    else
-        for r in
-            select t as wallet, number from (select distinct organization, token_type, number
-                from unnest(v_organization, v_type, v_wallet)
-                    as a (organization, token_type, number)) as a
-            join public.ai_tokens t
-                on t.organization_id = a.organization and t.token_type = a.token_type
-            order by number for no key update of t skip locked
-        loop
-            v_wallets[r.number] := r.wallet;
-        end loop;
+    select array_agg(place) into v_mine from (
+        select place
+        from (
+            select place, feature, p_organizations[place] as organization,
+                hashtextextended(p_organizations[place]::text, 0) as seed
+            from unnest(p_features) with ordinality as a (feature, place) offset 0) as a
+        cross join lateral (select t.token_type from public.ai_token_features t
+            where t.feature = a.feature limit 1) as f
+        join public.ai_tokens t
+            on t.organization_id = organization and t.token_type = f.token_type
+        where (not p_limits[place] or pg_try_advisory_xact_lock(
+                hashtextextended('user ' || p_users[place], seed)))
+            and (p_keys[place] is null or pg_try_advisory_xact_lock(
+                hashtextextended('key ' || p_keys[place], seed)))
+        for no key update of t skip locked) as mine;
+    if not p_wait and coalesce(cardinality(v_mine), 0) < v_length then
+        return query
+            select a.place, true, null::text, null::bigint, null::bigint, null::timestamptz
+            from unnest(p_organizations, p_features) with ordinality
+                as a (organization, feature, place)
+            where a.place <> all (coalesce(v_mine, '{}')) and (
+                select count(*) from public.ai_token_features f
+                join public.ai_tokens t
+                    on t.organization_id = a.organization and t.token_type = f.token_type
+                where f.feature = a.feature) > 0;
     end if;
 
-    -- What the gate reads after its locks, read after these. Of each person: the plan, null where they are
-    -- none of the organization's or something is out of the ordinary; how many requests the limits
-    -- leave them, null for all that are here; of how many tokens and output units each. Entries are numbered: who makes
-    -- fewer than are allowed, whoever makes them, stays within it. Else no more than 500 are counted.
+    -- What the gate reads after its locks, read after these.
     v_now := tokenlib.clock();
-    select array_agg(plan order by person), array_agg(requests order by person),
-        array_agg(tokens order by person), array_agg(output order by person)
-    into v_plan, v_requests, v_tokens, v_output
-    from (
-        select person, o.plan, l.tokens_per_request as tokens,
-            to_jsonb(l.output_units_per_request) as output,
-            case
-                when l.scope is null then null
-                when l.failed_attempts is not null and (
-                    select count(*) from public.ai_token_refusals
-                    where organization_id = organization and user_id = member
-                        and rule = 'failed_attempt' and last_at > v_now - interval '10 minutes') > 0
-                    then 0
-                when l.seconds_between_requests > 0 then
-                    case when (select count(*) from public.ai_token_usage_log
-                            where organization_id = organization and user_id = member
-                                and created_at > v_now - interval '1 minute') = 0
-                        and (select count(*) from public.ai_token_reservations
-                            where organization_id = organization and user_id = member
-                                and created_at > v_now - interval '1 minute') = 0
-                        and coalesce(l.requests_per_minute > 0, true) then 1 else 0 end
-                when l.requests_per_minute is null or l.requests_per_minute - times >= (
-                    select sum(log_number + event_number) from public.ai_tokens
-                    where organization_id = organization) then null
-                when (select count(*) from (select from public.ai_token_usage_log
-                        where organization_id = organization and user_id = member
-                            and created_at > v_now - interval '1 minute' limit 500) as charges)
-                    + (select count(*) from (select from public.ai_token_reservations
-                        where organization_id = organization and user_id = member
-                            and created_at > v_now - interval '1 minute' limit 500) as holds)
-                    > least(499, l.requests_per_minute - times) then 0
-            end as requests
-        from (
-            select organization, member, person, bool_or(limits) as limits, count(*)::integer as times
-            from unnest(v_organization, v_user, v_person, v_limits)
-                as a (organization, member, person, limits)
-            group by organization, member, person offset 0) as people
-        left join lateral (select * from public.ai_token_limits
-            where limits and scope in (organization, '00000000-0000-0000-0000-000000000000')
-            order by scope desc limit 1) as l on true
-        left join lateral (select o.plan from public.user_profiles m
-            join public.organizations o on o.id = m.organization_id
-            cross join public.ai_token_parameters p
-            where m.id = member and m.organization_id = organization and p.mode = 'enforce'
-                and (select count(*) from public.ai_token_organization_settings
-                    where organization_id = organization
-                        and (mode is not null or status <> 'active')) = 0
-                and (select count(*) from public.ai_token_user_settings
-                    where organization_id = organization and user_id = member
-                        and paused_at is not null) = 0
-            limit 1) as o on true) as people;
+    v_microseconds := (extract(epoch from v_now) * 1000000)::bigint;
     for r in
-        select a.*,
-            key is null
-                or (select count(*) from public.ai_token_reservations
-                    where organization_id = a.organization and idempotency_key = key
-                        and state = 'held') = 0
-                and (select count(*) from public.ai_token_usage_log
-                    where organization_id = a.organization and idempotency_key = key) = 0
-                and (select count(*) from public.ai_token_events
-                    where organization_id = a.organization and idempotency_key = key) = 0
-                and (select count(*) from public.ai_token_archived_keys
-                    where organization_id = a.organization and idempotency_key = key) = 0 as new
-        from unnest(v_place, v_organization, v_wallet, v_user, v_person, v_limits, v_feature,
-            v_units, v_cost, v_metadata, v_key, v_id, v_free, v_mine) as a (place, organization,
-            wallet, member, person, limits, feature, units, cost, metadata, key, id, free, mine)
+        select place, id, organization, member, a.feature, units, key, limits, wallet, token_type, cost,
+            balance, log_number, log_hash, requests_per_minute, seconds_between_requests,
+            case when key is not null then sha256(convert_to(
+                jsonb_build_array(member, a.feature, units, metadata)::text, 'UTF8'))
+                end as request_hash,
+            sha256(convert_to(metadata::text, 'UTF8')) as digest,
+            -- Entries are numbered: who makes fewer than are allowed, whoever makes them, stays within it.
+            seconds_between_requests > 0 or requests_per_minute < v_length + (
+                select sum(log_number + event_number) from public.ai_tokens
+                where organization_id = organization) as close
+        from (
+            select place, units, p_ids[place] as id, p_organizations[place] as organization,
+                p_users[place] as member, p_features[place] as feature,
+                p_metadata[place] as metadata, p_keys[place] as key, p_limits[place] as limits
+            from unnest(p_units) with ordinality as a (units, place)
+            where place = any (v_mine) offset 0) as a
+        cross join lateral (
+            select t.id as wallet, f.token_type, f.cost * a.units as cost, t.balance, t.log_number,
+                t.log_hash
+            from public.ai_token_features f
+            join public.ai_tokens t
+                on t.organization_id = a.organization and t.token_type = f.token_type
+            join public.organizations o on o.id = t.organization_id
+            join public.user_profiles m on m.id = a.member and m.organization_id = o.id
+            where f.feature = a.feature and t.plan = o.plan and t.allowance > 0
+                and t.event_number > 0 and t.due_at > v_now and t.last_entry_at <= v_now
+            limit 1) as w
+        left join lateral (
+            select * from public.ai_token_limits
+            where limits and scope = coalesce(
+                (select scope from public.ai_token_limits where scope = organization),
+                '00000000-0000-0000-0000-000000000000')
+            limit 1) as l on true
+        where units between 1 and 1000000
+            and (metadata is null or octet_length(metadata::text) <= 16384)
+            and coalesce((metadata -> 'output_units')::text ~ '^[0-9]{1,10}$', true)
+            and (select mode from public.ai_token_parameters) = 'enforce'
+            and (select true from public.ai_token_organization_settings
+                where organization_id = organization
+                    and (mode is not null or status <> 'active')) is null
+            and (select true from public.ai_token_user_settings
+                where organization_id = organization and user_id = member
+                    and paused_at is not null) is null
+            -- Of those with one key the first, of whatever organization.
+            and (key is null or place = array_position(p_keys, key) and length(key) between 1 and 255
+                and (select true from public.ai_token_reservations
+                    where organization_id = organization and idempotency_key = key
+                        and state = 'held') is null
+                and (select true from public.ai_token_usage_log
+                    where organization_id = organization and idempotency_key = key) is null
+                and (select true from public.ai_token_events
+                    where organization_id = organization and idempotency_key = key) is null
+                and (select true from public.ai_token_archived_keys
+                    where organization_id = organization and idempotency_key = key) is null)
+            and coalesce(cost <= tokens_per_request, true)
+            and coalesce((metadata ->> 'output_units')::bigint <= output_units_per_request, true)
+            and (failed_attempts is null or (select true from public.ai_token_refusals
+                where organization_id = organization and user_id = member
+                    and rule = 'failed_attempt' and last_at > v_now - interval '10 minutes'
+                limit 1) is null)
         order by wallet, place
     loop
-        if v_number <> r.wallet then
-            if v_changed then
-                v_charged := v_charged || w;
-            end if;
-            v_number := r.wallet;
-            v_changed := false;
-            w := v_wallets[v_number];
+        if r.wallet is distinct from v_wallet then
+            v_wallet := r.wallet;
+            v_last := v_last + 1;
+            v_wallets[v_last] := v_wallet;
+            v_owners[v_last] := r.organization;
+            v_spent[v_last] := 0;
+            v_ends[v_last] := r.log_number;
+            v_heads[v_last] := r.log_hash;
+            v_balance := r.balance;
+            v_number := r.log_number;
+            v_head := r.log_hash;
         end if;
-        if w.id is null or not r.free then
-            place := r.place;
-            locked := true;
-            return next;
-        -- The earlier ones of this commit count.
-        elsif r.mine and r.new and w.plan = v_plan[r.person] and w.balance >= r.cost and w.allowance > 0
-            and w.event_number > 0 and w.due_at > v_now and w.last_entry_at <= v_now
-            and (not r.limits or coalesce(v_requests[r.person] > 0, true)
-                and coalesce(v_tokens[r.person] >= r.cost, true)
-                and coalesce(v_output[r.person] >= r.metadata -> 'output_units', true)) then
-            v_requests[r.person] := v_requests[r.person] - 1;
-            v_changed := true;
-            w.balance := w.balance - r.cost;
-            w.total_used := w.total_used + r.cost;
-            w.pending := w.pending + r.cost;
-            w.log_number := w.log_number + 1;
-            w.last_entry_at := v_now;
-
-            l.id := coalesce(r.id, gen_random_uuid());
-            l.organization_id := r.organization;
-            l.user_id := r.member;
-            l.token_type := w.token_type;
-            l.feature_used := r.feature;
-            l.tokens_deducted := r.cost;
-            l.remaining_balance := w.balance;
-            l.metadata := r.metadata;
-            l.created_at := v_now;
-            l.number := w.log_number;
-            l.units := r.units;
-            l.tokens_waived := 0;
-            l.held := 0;
-            l.returned := 0;
-            l.idempotency_key := r.key;
-            l.request_hash := case when r.key is not null
-                then tokenlib.request_hash(r.member, r.feature, r.units, r.metadata) end;
-            l.metadata_digest := tokenlib.digest(r.metadata);
-            l.hash_version := 1;
-            l.hash := tokenlib.usage_hash(w.log_hash, l);
-            w.log_hash := l.hash;
-            v_rows := v_rows || l;
-            place := r.place;
-            locked := false;
-            id := l.id;
-            token_type := l.token_type;
-            tokens := r.cost;
-            balance := w.balance;
-            created_at := v_now;
-            return next;
+        continue when v_balance < r.cost;
+        if r.close then
+            continue when (r.seconds_between_requests > 0 and r.member = any (v_counted))
+                or tokenlib.requests_left(r.organization, r.member, r.requests_per_minute,
+                    r.seconds_between_requests, v_now)
+                    <= coalesce(cardinality(array_positions(v_counted, r.member)), 0);
+            v_counted := v_counted || r.member;
         end if;
+        v_balance := v_balance - r.cost;
+        v_number := v_number + 1;
+        v_head := sha256(v_head || convert_to(json_build_array(1, r.id, r.organization, r.token_type,
+            v_number, r.member, r.feature, r.units, r.cost, 0, v_balance, null, 0, 0, r.key,
+            encode(r.request_hash, 'hex'), encode(r.digest, 'hex'), v_microseconds)::text, 'UTF8'));
+        v_spent[v_last] := v_spent[v_last] + r.cost;
+        v_ends[v_last] := v_number;
+        v_heads[v_last] := v_head;
+        v_types[r.place] := r.token_type;
+        v_tokens[r.place] := r.cost;
+        v_balances[r.place] := v_balance;
+        v_numbers[r.place] := v_number;
+        v_requests[r.place] := r.request_hash;
+        v_digests[r.place] := r.digest;
+        v_hashes[r.place] := v_head;
+        place := r.place;
+        locked := false;
+        token_type := r.token_type;
+        tokens := r.cost;
+        balance := v_balance;
+        created_at := v_now;
+        return next;
     end loop;
-    if v_changed then
-        v_charged := v_charged || w;
-    end if;
-    with wallets as (
-        update public.ai_tokens t set balance = c.balance, total_used = c.total_used,
-            total_allocated = c.balance + c.reserved + c.total_used, pending = c.pending,
-            last_used_at = v_now, updated_at = v_now, last_entry_at = v_now,
-            log_number = c.log_number, log_hash = c.log_hash
-        from unnest(v_charged) as c
-        where t.organization_id = c.organization_id and t.id = c.id
-    )
-    insert into public.ai_token_usage_log select * from unnest(v_rows);
+    update public.ai_tokens t set balance = t.balance - v_spent[n],
+        total_used = t.total_used + v_spent[n], pending = t.pending + v_spent[n],
+        last_used_at = v_now, updated_at = v_now, last_entry_at = v_now,
+        log_number = v_ends[n], log_hash = v_heads[n]
+    from unnest(v_wallets) with ordinality as c (wallet, n)
+    where t.organization_id = v_owners[n] and t.id = wallet and t.log_number < v_ends[n];
+    insert into public.ai_token_usage_log (id, organization_id, user_id, token_type, feature_used,
+        tokens_deducted, remaining_balance, metadata, created_at, number, units, idempotency_key,
+        request_hash, metadata_digest, hash_version, hash)
+    select p_ids[n], p_organizations[n], p_users[n], v_types[n], p_features[n], v_tokens[n],
+        v_balances[n], p_metadata[n], v_now, v_numbers[n], p_units[n], p_keys[n], v_requests[n],
+        v_digests[n], 1, hash
+    from unnest(v_hashes) with ordinality as c (hash, n)
+    where hash is not null;
 end
 $$;
 -- Charges over HTTP in one commit, as tokenlib.deduct_many: each with the digest of an API key, or of a
 -- person whom a JWT has shown. None is made unless the key may spend there and nothing is to be counted
 -- for it or the organization: who gets no row asks alone.
-create function tokenlib.api_charges(p_requests jsonb, p_wait boolean)
-returns table (place bigint, locked boolean, caller_id uuid, id uuid, token_type text, tokens bigint,
+create function tokenlib.api_charges(
+    p_digests text[], p_ids uuid[], p_organizations uuid[], p_users uuid[], p_features text[],
+    p_units bigint[], p_metadata jsonb[], p_keys text[], p_limits boolean[], p_wait boolean
+)
+returns table (place bigint, locked boolean, caller_id uuid, token_type text, tokens bigint,
     balance bigint, created_at timestamptz)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
     v_places bigint[];
     v_callers uuid[];
-    v_plain jsonb;
+    v_ids uuid[];
+    v_organizations uuid[];
+    v_users uuid[];
+    v_features text[];
+    v_units bigint[];
+    v_metadata jsonb[];
+    v_keys text[];
+    v_limits boolean[];
     v_now timestamptz := tokenlib.clock();
 begin
     -- As there: on Citus everybody asks alone.
     if current_setting('citus.propagate_set_commands', true) = 'local' then
         return;
     end if;
-    select array_agg(place order by place), array_agg(caller_id order by place),
-        jsonb_agg(request order by place)
-    into v_places, v_callers, v_plain
+    select array_agg(place), array_agg(caller_id), array_agg(id), array_agg(organization),
+        array_agg(member), array_agg(feature), array_agg(units), array_agg(metadata), array_agg(key),
+        array_agg(limits)
+    into v_places, v_callers, v_ids, v_organizations, v_users, v_features, v_units, v_metadata, v_keys,
+        v_limits
     from (
-        select a.place, a.request,
-            coalesce(k.id, (a.request ->> 'member')::uuid) as caller_id
-        from jsonb_array_elements(p_requests) with ordinality as a (request, place)
+        select a.*, coalesce(k.id, a.member) as caller_id
+        from unnest(p_digests, p_ids, p_organizations, p_users, p_features, p_units, p_metadata,
+            p_keys, p_limits) with ordinality as a (digest, id, organization, member, feature, units,
+            metadata, key, limits, place)
         cross join public.ai_token_parameters p
-        left join public.ai_token_api_keys k on k.digest = decode(a.request ->> 'digest', 'hex')
-            or (k.old_digest = decode(a.request ->> 'digest', 'hex') and k.old_until > v_now)
-        left join public.ai_token_organization_settings s
-            on s.organization_id = (a.request ->> 'organization')::uuid
-        left join public.ai_token_api_requests d
-            on d.organization_id = (a.request ->> 'organization')::uuid and d.caller_id = k.id
-            and d.idempotency_key = a.request ->> 'key'
-        where (a.request ->> 'digest' is null
+        left join public.ai_token_api_keys k on k.digest = decode(a.digest, 'hex')
+            or (k.old_digest = decode(a.digest, 'hex') and k.old_until > v_now)
+        left join public.ai_token_organization_settings s on s.organization_id = a.organization
+        left join public.ai_token_api_requests d on d.organization_id = a.organization
+            and d.caller_id = k.id and d.idempotency_key = a.key
+        where (a.digest is null
                 or k.revoked_at is null and coalesce(k.expires_at, 'infinity') > v_now
                 and 'spend' = any (k.scopes)
-                and coalesce(k.organization_id = (a.request ->> 'organization')::uuid, true)
+                and coalesce(k.organization_id = a.organization, true)
                 and not k.limit_users and k.requests_per_minute is null
-                and k.seconds_between_requests is null and k.tokens_per_request is null
-                and k.output_units_per_request is null)
+                and k.seconds_between_requests is null and k.tokens_per_request is null)
             and coalesce(s.requests_per_minute, p.organization_requests_per_minute) is null
             and d.caller_id is null
+        order by place
     ) as good;
-    if v_plain is null then
+    if v_places is null then
         return;
     end if;
     perform tokenlib.use_key(caller, v_now) from (select distinct unnest(v_callers)) as k (caller);
-    return query select v_places[c.place], c.locked, v_callers[c.place], c.id, c.token_type, c.tokens,
+    return query select v_places[c.place], c.locked, v_callers[c.place], c.token_type, c.tokens,
             c.balance, c.created_at
-        from tokenlib.deduct_many(v_plain, p_wait) as c;
+        from tokenlib.deduct_many(v_ids, v_organizations, v_users, v_features, v_units, v_metadata,
+            v_keys, v_limits, p_wait) as c;
 end
 $$;
 -- Ends a session of the console in every process, until it would have ended by itself. Twice is once.
@@ -4399,15 +4338,13 @@ end
 $$;
 -- What callers of the HTTP API may ask: each question names who asks, and the function decides.
 
--- The whole verdict without charging, by the limits of a key and of the organization, too. A member asks for themselves, keys and staff for anybody in it.
+-- The whole verdict without charging. A member asks for themselves, keys and staff for anybody in it.
 create function tokenlib.api_can_use(
-    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
-    p_output_units bigint, p_mode text
+    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
-    l tokenlib.answer;                         -- a limit that is reached
     v_standing text := tokenlib.standing(p_caller, p_organization, 'check');
     v_limits boolean := true;
 begin
@@ -4423,21 +4360,7 @@ begin
         raise exception 'is needed: the member who is asked about'
             using errcode = '22023', column = 'user_id';
     end if;
-    a := tokenlib.can_use(p_organization, p_user, p_feature, p_units, p_output_units, v_limits,
-        p_mode);
-    if a.available is not null then
-        l := tokenlib.check_request_limits(p_organization, p_user,
-            case when v_standing = 'key' then p_caller end, p_feature, p_units,
-            case when p_output_units is not null
-                then jsonb_build_object('output_units', p_output_units) end, p_mode, true);
-        if l.status = 'rate_limited' then
-            a.status := l.status;
-            a.limit_name := l.limit_name;
-            a.allowed := l.allowed;
-            a.retry_after := l.retry_after;
-        end if;
-    end if;
-    return a;
+    return tokenlib.can_use(p_organization, p_user, p_feature, p_units, v_limits, p_mode);
 end
 $$;
 
@@ -4469,15 +4392,15 @@ $$;
 create function tokenlib.api_keys(p_caller uuid) returns table (
     id uuid, organization_id uuid, name text, start text, scopes text[], owner_id uuid,
     requests_per_minute integer, seconds_between_requests numeric, tokens_per_request bigint,
-    output_units_per_request bigint, limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
+    limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
     old_until timestamptz, revoked_at timestamptz
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
-        k.seconds_between_requests, k.tokens_per_request, k.output_units_per_request, k.limit_users,
-        k.created_at, k.expires_at, k.last_used_at, k.old_until, k.revoked_at
+        k.seconds_between_requests, k.tokens_per_request, k.limit_users, k.created_at, k.expires_at,
+        k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id;

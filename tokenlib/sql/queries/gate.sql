@@ -5,7 +5,9 @@ select * from tokenlib.deduct(%(organization_id)s, %(user_id)s, %(feature)s, %(u
     %(metadata)s, %(key)s, %(limits)s, %(mode)s)
 
 -- name: deduct_many
-select * from tokenlib.deduct_many(%(requests)s::jsonb, %(wait)s)
+select * from tokenlib.deduct_many(%(ids)s::uuid[], %(organizations)s::uuid[], %(users)s::uuid[],
+    %(features)s::text[], %(units)s::bigint[], %(metadata)s::jsonb[], %(keys)s::text[],
+    %(limits)s::boolean[], %(wait)s)
 
 -- name: reserve
 select * from tokenlib.reserve(%(organization_id)s, %(user_id)s, %(feature)s, %(units)s,
@@ -23,7 +25,7 @@ select * from tokenlib.refund(%(organization_id)s, %(usage_id)s, %(actor)s, %(re
 
 -- name: can_use
 select * from tokenlib.can_use(%(organization_id)s, %(user_id)s, %(feature)s, %(units)s,
-    %(output_units)s, %(limits)s, %(mode)s)
+    %(limits)s, %(mode)s)
 
 -- name: pays
 -- The plain case of has_enough: a wallet that is up to date and pays, read without calling a function.
