@@ -27,7 +27,8 @@ left, right = st.columns([5, 6], gap="large")
 with left:
     balance = st.container(border=True)
     with st.form("quest", border=True):
-        st.markdown(f"**Generate a quest line** :blue-badge[{fmt.count(feature.cost, 'token')}]")
+        price, why = quests.price(tokens, member, feature, gate.settings())
+        st.markdown(f"**Generate a quest line** :blue-badge[{price}]", help=why)
         example = EXAMPLE.sample()
         goal = st.text_input("Goal", str(example["goal"]), max_chars=80, key="quest_goal")
         with st.grid(2, min_column_width=130):
@@ -57,8 +58,8 @@ with left:
             request = QuestRequest(goal, quarter, **numbers)
             key = acting.key_for("quests", (member, request))
             with progress.steps("Generating") as step:
-                most = Reports(tokens.database).output_limit(member.organization_id)
-                model = quests.model(gate.settings(), failing, most)
+                limit = Reports(tokens.database).output_limit(member.organization_id)
+                model = quests.model(gate.settings(), failing, limit)
                 made = quests.generate(tokens, member, feature, request, model, key, step)
             acting.done("quests")
             st.success(

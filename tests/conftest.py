@@ -1,10 +1,14 @@
 """Fixtures for every test: the ones that users get, from tokenlib.testing."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tokenlib import embedded
 from tokenlib.embedded import memory_folder
 
 # On a Citus: see make test-citus.
@@ -18,3 +22,14 @@ if (folder := memory_folder()) is not None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bundled: about the bundled PostgreSQL, whatever else runs")
     config.addinivalue_line("markers", "one_node: looks at what one server has, not a Citus")
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data folder for a bundled PostgreSQL, which is stopped and removed afterwards."""
+    # Not pytest's own folder: it is closed to everybody else, so to the server's user under root.
+    folder = Path(tempfile.mkdtemp(prefix="tokenlib-"))
+    folder.chmod(0o711)
+    yield folder / "data"
+    embedded.stop(folder / "data")
+    shutil.rmtree(folder)

@@ -281,11 +281,13 @@ def uses_left(balance: int, cost: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass, UUID or time as plain JSON-ready data."""
+    """A dataclass, UUID, time or Decimal as plain JSON-ready data."""
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

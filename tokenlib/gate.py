@@ -65,9 +65,19 @@ class GateVerbs(SpendVerbs, AttemptVerbs):
         raise UnknownOrganization(organization_id)
 
     def can_use(
-        self, organization: Id, user: Id, feature: str, units: int = 1, *, limits: bool = False
+        self,
+        organization: Id,
+        user: Id,
+        feature: str,
+        units: int = 1,
+        *,
+        output_units: int | None = None,
+        limits: bool = False,
     ) -> Verdict:
-        """The whole verdict without charging, and the rule that would refuse."""
+        """The whole verdict without charging, and the rule that would refuse.
+
+        `output_units`: what the metadata of the charge would say, for the limits on it.
+        """
         try:
             row = self._call(
                 "can_use",
@@ -76,6 +86,7 @@ class GateVerbs(SpendVerbs, AttemptVerbs):
                 user_id=as_uuid(user, "user"),
                 feature=inputs.text(feature, "feature"),
                 units=inputs.units(units),
+                output_units=inputs.output_units(output_units),
                 limits=inputs.truth(limits, "limits"),
                 mode=self.override,
             )

@@ -68,6 +68,11 @@ def units(value: object) -> int:
     return _whole(value, "units", MAX_UNITS)
 
 
+def output_units(value: object) -> int | None:
+    """What a model writes, or None where nothing is said of it."""
+    return None if value is None else _whole(value, "output_units", MOST_OUTPUT_UNITS, 0)
+
+
 def amount(value: object, field: str = "amount") -> int:
     """A number of tokens to add."""
     return _whole(value, field, MAX_TOKENS)
@@ -176,11 +181,11 @@ def _output_units(value: object) -> None:
         )
 
 
-def _whole(value: object, field: str, highest: int) -> int:
+def _whole(value: object, field: str, highest: int, lowest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidInput(field, f"must be a whole number, not {value!r}")
-    if not 1 <= value <= highest:
-        raise InvalidInput(field, f"must be from 1 to {highest}, not {value}")
+    if not lowest <= value <= highest:
+        raise InvalidInput(field, f"must be from {lowest} to {highest}, not {value}")
     return value
 
 

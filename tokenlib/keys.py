@@ -83,6 +83,7 @@ class KeyVerbs(CatalogVerbs):
         requests_per_minute: int | None = None,
         seconds_between_requests: Decimal | float | None = None,
         tokens_per_request: int | None = None,
+        output_units_per_request: int | None = None,
         limit_users: bool = False,
         reason: str,
     ) -> ApiKey:
@@ -107,6 +108,9 @@ class KeyVerbs(CatalogVerbs):
             "requests_per_minute": _limit(requests_per_minute, "requests_per_minute"),
             "seconds_between_requests": _seconds(seconds_between_requests),
             "tokens_per_request": _limit(tokens_per_request, "tokens_per_request"),
+            "output_units_per_request": _limit(
+                output_units_per_request, "output_units_per_request"
+            ),
             "limit_users": inputs.truth(limit_users, "limit_users"),
         }
         self._key_call("create", actor, reason, params)

@@ -101,6 +101,59 @@ def test_a_key_that_ends_makes_none_that_lasts_longer(api: Api, world: World, bo
     assert api.post("/keys", headers, name="As long", **scopes).is_success
 
 
+OWN_LIMITS: dict[str, Any] = {
+    "requestsPerMinute": 60,
+    "secondsBetweenRequests": 2,
+    "tokensPerRequest": 10,
+    "outputUnitsPerRequest": 500,
+    "limitUsers": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "less", "more"),
+    [
+        ("requestsPerMinute", 59, 61),
+        ("secondsBetweenRequests", 3, 1),
+        ("tokensPerRequest", 9, 11),
+        ("outputUnitsPerRequest", 499, 501),
+        ("limitUsers", True, False),
+    ],
+)
+def test_a_key_that_is_limited_makes_none_that_is_less_so(
+    api: Api, world: World, books: Books, limit: str, less: Any, more: Any
+) -> None:
+    wanted: dict[str, Any] = {"name": "A key", "scopes": ["read", "admin"], "reason": "a test"}
+    admin = world.staff["admin"]
+    headers = as_key(api.post("/keys", admin, **wanted, **OWN_LIMITS).json()["secret"])
+    free = {name: value for name, value in OWN_LIMITS.items() if name != limit}
+    # Somebody made them by hand: their new secrets are not its to have either.
+    looser = [
+        api.post("/keys", admin, **wanted, **free | each).json()["id"]
+        for each in ({}, {limit: more})
+    ]
+    same = api.post("/keys", admin, **wanted, **OWN_LIMITS).json()["id"]
+    before = books()
+    for each in ({}, {limit: more}):
+        refused = api.post("/keys", headers, **wanted, **free | each)
+        assert (refused.status_code, refused.json()["code"]) == (403, "permission_denied")
+    for key in looser:
+        assert api.post(f"/keys/{key}/rotate", headers, reason="a test").status_code == 403
+    assert books() == before
+    for each in (OWN_LIMITS[limit], less):
+        assert api.post("/keys", headers, **wanted, **free | {limit: each}).status_code == 201
+    assert api.post(f"/keys/{same}/rotate", headers, reason="a test").status_code == 200
+
+
+def test_a_key_gives_no_scope_that_it_has_not(api: Api, world: World, books: Books) -> None:
+    """Also none of the lesser ones: what opens the books of everybody is the admin's to give."""
+    before = books()
+    for scope in ("check", "spend", "read"):
+        body: dict[str, Any] = {"name": "New", "scopes": [scope], "reason": "a test"}
+        assert api.post("/keys", world.keys["admin"], **body).status_code == 403
+    assert books() == before
+
+
 def test_support_manages_no_keys(api: Api, world: World, books: Books) -> None:
     before = books()
     who = world.staff["support"]
@@ -121,6 +174,7 @@ def test_support_manages_no_keys(api: Api, world: World, books: Books) -> None:
         ({"name": ""}, "name"),
         ({"expiresAt": "2020-01-01T00:00:00Z"}, "expiresAt"),
         ({"requestsPerMinute": 0}, "requestsPerMinute"),
+        ({"outputUnitsPerRequest": 0}, "outputUnitsPerRequest"),
         ({"digest": "00"}, "digest"),
         ({"ownerId": "1b4e28ba-2fa1-41d2-883f-0016d3cca427"}, "ownerId"),
     ],

@@ -180,6 +180,80 @@ def test_seconds_and_tokens_of_a_key(limited: Any, token_clock: TestClock) -> No
     assert spender.charge().status_code == 201
 
 
+def test_output_units_of_a_key(
+    limited: Any, api: Api, world: World, token_database: TestDatabase
+) -> None:
+    """Known before the call, as the most that may come, or after it: refused either way."""
+    spender = limited(output_units_per_request=500)
+    large, most = ({"metadata": {"output_units": units}} for units in (501, 500))
+    wanted = INSIGHT | {"userId": str(world.user)}
+    path = f"{world.path}/reservations"
+    for refused in (spender.charge(**large), api.post(path, spender.who, **wanted, **large)):
+        assert (refused.status_code, refused.json()["allowed"]) == (429, 500)
+        assert refused.json()["limit"] == "key_output_units_per_request"
+        assert "retry-after" not in refused.headers
+    assert spender.charge(**most).status_code == 201
+    held = api.post(path, spender.who, **wanted).json()
+    end = f"{path}/{held['id']}/deduct"
+    assert api.post(end, spender.who, **large).json()["limit"] == "key_output_units_per_request"
+    # The hold stays, for who charges what is allowed; then the first answer stands.
+    first = api.post(end, spender.who, **most)
+    assert first.status_code == 200
+    assert api.post(end, spender.who, **large).json()["id"] == first.json()["id"]
+    [row] = refusals(token_database)
+    assert row[1:] == ("generate_insight", "rate_limited", "key_output_units_per_request", 3)
+    # Another key's limit is its own.
+    assert limited().charge(**large).status_code == 201
+
+
+def test_whether_it_may_is_asked_with_the_limits_of_the_key(
+    limited: Any, api: Api, world: World, tokens: Tokens, books: Books
+) -> None:
+    """The same verdict as the charge, and nothing is on record for having asked."""
+    made = tokens.staff_create_key(
+        world.admin,
+        "A limited key",
+        ["check", "spend"],
+        requests_per_minute=1,
+        tokens_per_request=4,
+        output_units_per_request=500,
+        reason="a test",
+    )
+    spender = Spender(api, world, {"Authorization": f"Bearer {made.secret}"})
+
+    def verdict(**asked: Any) -> tuple[bool, str]:
+        wanted = INSIGHT | {"userId": str(world.user)} | asked
+        answer = api.get(f"{world.path}/can-use", spender.who, **wanted).json()
+        return answer["allowed"], answer["message"]
+
+    before = books()
+    assert verdict(outputUnits=500, units=4) == (True, "Allowed.")
+    for asked, name in (
+        ({"outputUnits": 501}, "key output units per request, 500"),
+        ({"units": 5}, "key tokens per request, 4"),
+    ):
+        assert verdict(**asked) == (False, f"Limit reached: {name} allowed.")
+    assert books() == before
+    assert spender.charge().status_code == 201
+    allowed, message = verdict()
+    assert not allowed
+    assert message.startswith("Limit reached: key requests per minute, 1 allowed. Try again in")
+    # The switch goes before them.
+    tokens.set_mode("log_only", world.organization, actor="a test", reason="a test")
+    assert verdict(outputUnits=501)[0]
+
+
+def test_whether_a_member_may_is_asked_with_the_output_units(api: Api, world: World) -> None:
+    path = f"{world.path}/can-use"
+    asked = {"feature": "generate_goal", "outputUnits": 2_000}
+    assert api.get(path, world.member, **asked).json()["allowed"]
+    answer = api.get(path, world.member, **asked | {"outputUnits": 2_001}).json()
+    assert (answer["allowed"], answer["rule"]) == (False, "rate_limited")
+    assert "output units per request, 2000 allowed" in answer["message"]
+    wrong = api.get(path, world.member, **asked | {"outputUnits": -1})
+    assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (400, "outputUnits")
+
+
 def test_an_organization_is_limited_over_all_its_callers(
     limited: Any, api: Api, world: World, tokens: Tokens, token_clock: TestClock
 ) -> None:

@@ -195,6 +195,7 @@ def test_a_key_is_what_it_is_at_the_moment_of_the_charge(
         {"requests_per_minute": 2},
         {"seconds_between_requests": 1000},
         {"tokens_per_request": 1},
+        {"output_units_per_request": 9},
         {"limit_users": True},
     ],
     ids=lambda limit: next(iter(limit)),
@@ -205,10 +206,13 @@ def test_limits_hold_on_the_short_way(
     key = tokens.staff_create_key(world.admin, "K", ["spend"], reason="a test", **limit)
     who = {"Authorization": f"Bearer {key.secret}"}
     body = {"feature": "analyze_strategy", "userId": str(world.user)}
+    body |= {"metadata": {"output_units": 10}}
     statuses = [api.post(f"{world.path}/charges", who, **body).status_code for _ in range(3)]
     assert statuses[-1] == 429
     assert statuses.count(201) == (
-        0 if "tokens_per_request" in limit else limit.get("requests_per_minute", 1)
+        0
+        if any(name.endswith("per_request") for name in limit)
+        else limit.get("requests_per_minute", 1)
     )
 
 

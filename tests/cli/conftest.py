@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.cli.shell import Shell, free_port
-from tokenlib import Tokens, embedded, migrations
+from tokenlib import Tokens, migrations
 from tokenlib.embedded import Embedded
 from tokenlib.testing import TestDatabase
 
@@ -25,17 +23,6 @@ def nowhere(tmp_path: Path) -> Shell:
     names = ("DATABASE_URL", "MIGRATION_URL", "SWITCH", "HOST", "DEBUG")
     unset: dict[str, str | None] = {f"TOKENLIB_{name}": None for name in names}
     return Shell({**unset, "TOKENLIB_DATA_DIR": str(folder), "TOKENLIB_PORT": str(free_port())})
-
-
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A data folder for a bundled PostgreSQL, which is stopped and removed afterwards."""
-    # Not pytest's own folder: it is closed to everybody else, so to the server's user under root.
-    folder = Path(tempfile.mkdtemp(prefix="tokenlib-"))
-    folder.chmod(0o711)
-    yield folder / "data"
-    embedded.stop(folder / "data")
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

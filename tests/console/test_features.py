@@ -49,6 +49,14 @@ def test_every_other_feature_runs_and_costs_what_the_catalog_says(
     assert [status.label for status in app.status] == ["Done"]
 
 
+def test_a_cost_by_the_size_of_the_answer_is_shown_as_such(console: Open, tokens: Tokens) -> None:
+    admin = demo.PERSONAS["admin"].user_id
+    tokens.staff_set_unit_size(admin, "generate_leads", 500, reason="a dear model")
+    said = texts(console("features.py"))
+    assert "5 tokens per 500 output units" in said
+    assert "50 of 50 · up to 10 uses left" in said
+
+
 def test_a_result_stays_while_another_feature_runs_and_is_one_scenarios_own(
     console: Open, tokens: Tokens
 ) -> None:

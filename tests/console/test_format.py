@@ -171,3 +171,49 @@ def test_numbers_are_written_as_the_browsers_language_does(
         assert fmt.change(0.12) == f"+{part}"
     if less:
         assert fmt.change(-0.03) == less
+
+
+SIZED = Feature("generate_goal", "Generate a quest", "goal_generation", 3, 700)
+
+
+@pytest.mark.parametrize(
+    ("feature", "longest", "said"),
+    [
+        (CATALOG.features["generate_insight"], None, "1 token"),
+        (CATALOG.features["generate_goal"], 2_000, "3 tokens"),
+        (SIZED, None, "3 tokens per 700 output units"),
+        (SIZED, 0, "3 tokens"),
+        (SIZED, 700, "3 tokens"),
+        (SIZED, 701, "3 to 6 tokens"),
+        (SIZED, 700_001, "3 to 3,003 tokens"),
+    ],
+)
+def test_a_price_by_the_size_of_the_answer_is_no_single_figure(
+    feature: Feature, longest: int | None, said: str
+) -> None:
+    assert fmt.price(feature, longest) == said
+
+
+def test_what_a_balance_buys_at_most_is_said_so() -> None:
+    assert fmt.uses_for(20, CATALOG.features["generate_goal"]) == "6"
+    assert fmt.uses_for(20, SIZED) == "up to 6"
+
+
+@pytest.mark.parametrize(
+    ("language", "signs", "share"),
+    [
+        ("", (".", ",", [3]), "12.3%"),
+        ("de-DE", (",", ".", [3]), "12,3\N{NO-BREAK SPACE}%"),
+        ("en-IN", (".", ",", [3, 2, 2, 2, 2, 2]), "12.3%"),
+        ("no such", (".", ",", [3]), "12.3%"),
+    ],
+)
+def test_numbers_are_written_as_the_reader_does(
+    monkeypatch: pytest.MonkeyPatch,
+    language: str,
+    signs: tuple[str, str, list[int]],
+    share: str,
+) -> None:
+    monkeypatch.setattr(fmt, "_told", lambda: language)
+    assert fmt.signs() == signs
+    assert fmt.permille(0.1234) == share

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
 
 import pytest
@@ -123,6 +125,22 @@ def test_speed_has_a_history_with_words_beside_each_chart(
     for chart, target in zip(charts, (5, 20, 15), strict=True):
         assert "in 2 measurements" in chart.proto.alt
         assert f"the target is {target} ms" in chart.proto.alt
+
+
+def test_figures_of_speed_are_written_as_the_reader_does(
+    console: Open, token_clock: TestClock
+) -> None:
+    app = console("health.py")
+    app.context = {"timezone": "Europe/Berlin", "locale": "de-DE"}
+    for _ in range(2):
+        press(app, "Measure now")
+        token_clock.advance(timedelta(minutes=1))
+    charts = app.get("vega_lite_chart")
+    for chart in charts:
+        assert re.search(r"from \d+,\d to \d+,\d ms, \d+,\d ms last", chart.proto.alt)
+        spec = json.loads(chart.proto.spec)
+        assert spec["config"]["locale"]["number"]["decimal"] == ","
+    assert charts
 
 
 def test_pages_are_timed_as_they_are_used_and_slow_work_is_not(

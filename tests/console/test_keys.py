@@ -52,7 +52,8 @@ def test_a_key_is_made_shown_once_and_on_record(
     app.text_input(key="key_name").set_value("ERP *export*")
     app.text_input(key="key_organization_search").set_value("Healthy").run()
     app.number_input(key="key_minute").set_value(60)
-    app.number_input(key="key_tokens").set_value(9).run()
+    app.number_input(key="key_tokens").set_value(9)
+    app.number_input(key="key_output").set_value(1_500).run()
     confirm(app, "Create the key")
     secret = shown(app)
     assert "Healthy Roofing until" in done(app)
@@ -66,10 +67,18 @@ def test_a_key_is_made_shown_once_and_on_record(
     assert row.expires_at is not None
     assert row.expires_at - token_clock.now() <= timedelta(days=90)
     with token_database.connect() as owner:
-        limits = "requests_per_minute, seconds_between_requests, tokens_per_request, limit_users"
+        limits = "requests_per_minute, seconds_between_requests, tokens_per_request,"
+        limits += " output_units_per_request, limit_users"
         kept = f"select {limits}, digest from ai_token_api_keys"  # noqa: S608 - names only
         assert owner.execute(kept).fetchall() == [
-            (60, None, 9, False, hmac.digest(PEPPER.encode(), secret.encode(), hashlib.sha256))
+            (
+                60,
+                None,
+                9,
+                1_500,
+                False,
+                hmac.digest(PEPPER.encode(), secret.encode(), hashlib.sha256),
+            )
         ]
     # Once: neither after the dialog nor anywhere in what the session keeps.
     press(app, "I have copied it")
@@ -79,6 +88,8 @@ def test_a_key_is_made_shown_once_and_on_record(
     app.run()
     assert secret not in texts(app)
     assert f"{row.start}…" in table(app, "start")["start"].tolist()
+    limits = "60 requests a minute, 9 tokens a request, 1,500 output units a request"
+    assert f"Limits: {limits}" in texts(opened(console, row.id))
 
 
 def test_a_secret_does_not_outlive_its_page(console: Open) -> None:
@@ -117,7 +128,9 @@ def test_a_new_secret_works_at_once_and_the_old_one_until_its_end(
     assert entry(tokens) == ("rotate_key", str(ADMIN), WHY)
     assert tokens.key_of(secret)
     assert tokens.key_of(key.secret)
-    assert "old secret until" in table(app, "state")["state"].tolist()[0]
+    (row,) = Reports(tokens.database).api_keys()
+    assert row.old_until is not None
+    assert table(app, "old_until")["old_until"].tolist() == [row.old_until]
     token_clock.advance(timedelta(hours=1))
     assert tokens.key_of(secret)
     assert tokens.key_of(key.secret) is None

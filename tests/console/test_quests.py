@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -14,9 +15,10 @@ from tokenlib.console import process
 from tokenlib.console.acting import Member
 from tokenlib.db import Database
 from tokenlib.features.quests import FEATURE, QuestRequest
-from tokenlib.testing import TestClock
+from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
+ADMIN = demo.PERSONAS["admin"].user_id
 MOMENT = timedelta(seconds=4)  # longer than a member has to wait between two requests
 
 
@@ -205,6 +207,24 @@ def test_a_database_that_is_down_is_said_and_costs_nothing(
     press(app, "Try again")
     assert app.title[0].value != "Not available"
     assert balance(tokens) == 20
+
+
+def test_a_quest_by_the_size_of_its_answer_shows_what_it_may_cost(
+    console: Open, tokens: Tokens, settings: Settings, token_database: TestDatabase
+) -> None:
+    tokens.staff_set_unit_size(ADMIN, "generate_goal", 700, reason="a dear model")
+    # What is made offline has no length, so its price is one figure.
+    assert ":blue-badge[3 tokens]" in texts(open_quests(console, "healthy"))
+    endpoint = {"llm_base_url": "http://127.0.0.1:1/v1", "llm_model": "a model"}
+    process.gate.use(tokens, replace(settings, **endpoint))  # type: ignore[arg-type]
+    app = open_quests(console, "healthy")
+    assert ":blue-badge[3 to 9 tokens]" in texts(app)
+    assert "Generate a quest: up to 6 left" in texts(app)
+    [form] = [each for each in app.markdown if "Generate a quest line" in each.value]
+    assert "3 tokens per 700 output units" in form.help
+    with token_database.connect() as owner:
+        owner.execute("update ai_token_limits set output_units_per_request = 1000")
+    assert ":blue-badge[3 to 6 tokens]" in texts(app.run())
 
 
 def test_steps_have_rewards_that_can_be_claimed_once(

@@ -118,6 +118,16 @@ BAD: dict[str, tuple[Call, type[TokenlibError], str]] = {
     "units fractional": (charge(units=1.5), InvalidInput, "^units must be a whole number"),
     "units huge": (charge(units=10**9), InvalidInput, "^units must be from 1"),
     "units beyond the database": (charge(units=10**30), InvalidInput, "^units must be from 1"),
+    "output units negative": (
+        verb("can_use", ORG, USER, GOAL, output_units=-1),
+        InvalidInput,
+        "^output_units must be from 0",
+    ),
+    "output units fractional": (
+        verb("can_use", ORG, USER, GOAL, output_units=1.5),
+        InvalidInput,
+        "^output_units must be a whole number",
+    ),
     "units a truth": (charge(units=True), InvalidInput, "^units must be a whole number"),
     "units text": (charge(units="3"), InvalidInput, "^units must be a whole number, not '3'"),
     "key used for other content": (

@@ -294,6 +294,11 @@ def test_two_thousand_output_units_a_request(
             verb(*pro, "generate_goal", metadata=large, limits=True)
         assert (refused.value.limit, refused.value.allowed) == ("output_units_per_request", 2_000)
         assert refused.value.retry_after is None
+    # Asked before with the same units: the same answer.
+    for units, rule in ((2_001, "rate_limited"), (2_000, None)):
+        verdict = tokens.can_use(*pro, "generate_goal", output_units=units, limits=True)
+        assert (verdict.allowed, verdict.rule) == (rule is None, rule)
+        assert tokens.can_use(*pro, "generate_goal", output_units=units).allowed
     with (
         pytest.raises(RateLimited),
         tokens.spend(*pro, "generate_goal", metadata=most, limits=True) as held,

@@ -217,6 +217,8 @@ def test_the_last_use_is_kept_to_the_minute(
         ({"expires_at": LONG_AGO}, "expires_at"),
         ({"requests_per_minute": 0}, "requests_per_minute"),
         ({"tokens_per_request": "many"}, "tokens_per_request"),
+        ({"output_units_per_request": 0}, "output_units_per_request"),
+        ({"output_units_per_request": 1.5}, "output_units_per_request"),
         ({"seconds_between_requests": -1}, "seconds_between_requests"),
     ],
 )

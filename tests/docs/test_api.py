@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from starlette.routing import Mount
 
 from tests.api.callers import PEPPER, SETTINGS
 from tests.api.test_wire import serving
+from tests.cli.shell import free_port
 from tokenlib.api import create_app
 from tokenlib.api.errors import CODES
 from tokenlib.config import Settings
@@ -107,6 +109,44 @@ def test_the_lines_for_the_shell(reader: Reader) -> None:
     # A shell shows each answer on a line of its own.
     whole = f'set -euo pipefail\ncurl() {{ command curl "$@"; echo; }}\n{program}'
     reader.run("bash", "-c", whole, wanted=expected(program, r"^# ((?:\{|tokenlib_).*)$"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(
+    shutil.which("curl") is None and "CI" not in os.environ,
+    reason="there is no curl on this machine",
+)
+def test_from_nothing_to_the_first_call(data_dir: Path, tmp_path: Path) -> None:
+    """A new data folder, the lines as they stand, and a server that ends as it is told to."""
+    [program] = re.findall(r"^```bash\n(.*?)^```$", DOCUMENT.read_text("utf-8"), re.M | re.S)
+    port = str(free_port())
+    command = tmp_path / "tokenlib"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tokenlib "$@"\n')
+    command.chmod(0o755)
+    shell = [str(shutil.which("bash")), "-euo", "pipefail", "-c"]
+    ends = "status=0; kill %1; wait %1 || status=$?; echo; echo served until $status"
+    done = subprocess.run(
+        [*shell, f"{program.replace('8501', port)}\n{ends}"],
+        cwd=tmp_path,
+        env={
+            "PATH": os.pathsep.join([str(tmp_path), os.environ["PATH"]]),
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "HOME": str(tmp_path),
+            "TOKENLIB_DATA_DIR": str(data_dir),
+            "TOKENLIB_PORT": port,
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [wanted] = expected(program, r"^# (\{.*)$")
+    answers = [line for line in done.stdout.splitlines() if line.startswith('{"allowed"')]
+    assert len(answers) == 1, done.stdout
+    assert wanted.fullmatch(answers[0])
+    assert "served until 0" in done.stdout
+    assert "tkl_" not in done.stdout + done.stderr
 
 
 def test_the_lines_of_python(reader: Reader) -> None:

@@ -136,6 +136,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "TOKENLIB_DATABASE_URL": bare.url(DATABASE, "tokenlib_service"),
             "ORG": str(ORGANIZATIONS["healthy"]),
             "USER": str(MEMBERS["healthy"]),
+            "TOKENLIB_KEY_PEPPER": "a pepper of the tests that is longer than 32 bytes",
         }
         yield Place(server, bare.folder, urls)
 

@@ -21,6 +21,7 @@ from textwrap import dedent
 from types import CodeType
 from typing import Any
 
+import click
 import pytest
 
 import tokenlib
@@ -190,9 +191,10 @@ def test_the_scenarios_are_those_of_the_demo() -> None:
 def commands(document: Path) -> list[tuple[str, list[str]]]:
     """Every `tokenlib COMMAND --options` that a document names, in blocks and in running text."""
     text = document.read_text("utf-8")
-    lines = "\n".join(block.text for block in blocks(document, "sh"))
+    shown = [*blocks(document, "sh"), *blocks(document, "bash")]
+    lines = "\n".join(block.text for block in shown)
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S))
-    found = re.findall(r"(?<![\w./-])tokenlib ([a-z]+)([^\n|>#;]*)", "\n".join([lines, *spans]))
+    found = re.findall(r"(?<![\w./-])tokenlib ([a-z]+)([^\n|>#;)]*)", "\n".join([lines, *spans]))
     return [(command, re.findall(r"--[a-z-]+", rest)) for command, rest in found]
 
 
@@ -201,10 +203,10 @@ def test_every_command_exists() -> None:
     assert {command for _, command, _ in named} >= set(main.commands)
     for document, command, options in named:
         assert command in main.commands, f"{document}: tokenlib {command}"
-        known = {name for param in main.commands[command].params for name in param.opts} | {
-            "--help"
-        }
-        assert set(options) <= known, f"{document}: tokenlib {command} {options}"
+        whole = main.commands[command]
+        parts = [whole, *(whole.commands.values() if isinstance(whole, click.Group) else ())]
+        known = {name for part in parts for param in part.params for name in param.opts}
+        assert set(options) <= {*known, "--help"}, f"{document}: tokenlib {command} {options}"
 
 
 def test_every_variable_is_read() -> None:

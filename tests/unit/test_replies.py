@@ -102,6 +102,14 @@ def test_a_wallet_that_has_tokens_again_is_said_to_work() -> None:
             "Your organization can make 600 requests a minute",
         ),
         (
+            refusal("rate_limited", limit="key_output_units_per_request", allowed=500),
+            "at most 500 output units, and this one would be, or was, longer. Asking for less in",
+        ),
+        (
+            refusal("rate_limited", limit="key_requests_per_minute", allowed=60),
+            "The program can make 60 requests a minute",
+        ),
+        (
             refusal("rate_limited", limit="failed_attempts", allowed=5),
             "this person is blocked for a while. It works again 10 minutes after the last of them.",
         ),

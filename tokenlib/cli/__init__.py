@@ -6,7 +6,7 @@ from importlib import metadata
 
 import click
 
-from tokenlib.cli import books, custody, data, doctor, replay, serve
+from tokenlib.cli import books, custody, data, doctor, keys, replay, serve
 from tokenlib.cli.output import EXIT_CODES, failures
 
 
@@ -56,6 +56,7 @@ for _command in (
     data.migrate,
     custody.adopt,
     data.demo,
+    keys.key,
     books.initialize,
     books.refresh,
     books.rollup,

@@ -37,6 +37,7 @@ class KeyRow:
     requests_per_minute: int | None
     seconds_between_requests: float | None
     tokens_per_request: int | None
+    output_units_per_request: int | None
     limit_users: bool
     created_at: datetime
     expires_at: datetime | None
@@ -70,6 +71,7 @@ class KeyVerbs(Calling):
         requests_per_minute: int | None = None,
         seconds_between_requests: Decimal | float | None = None,
         tokens_per_request: int | None = None,
+        output_units_per_request: int | None = None,
         limit_users: bool = False,
         reason: str,
     ) -> ApiKey:
@@ -89,6 +91,7 @@ class KeyVerbs(Calling):
             "requestsPerMinute": requests_per_minute,
             "secondsBetweenRequests": _whole(seconds_between_requests),
             "tokensPerRequest": tokens_per_request,
+            "outputUnitsPerRequest": output_units_per_request,
             "limitUsers": inputs.truth(limit_users, "limit_users"),
             "reason": inputs.said(reason, "reason"),
         }

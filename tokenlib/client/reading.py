@@ -73,11 +73,23 @@ class Page(Generic[T]):
 class ReadingVerbs(Calling):
     """What changes nothing."""
 
-    def can_use(self, organization: Id, user: Id, feature: str, units: int = 1) -> Verdict:
-        """The whole verdict without charging, and the rule that would refuse."""
+    def can_use(
+        self,
+        organization: Id,
+        user: Id,
+        feature: str,
+        units: int = 1,
+        *,
+        output_units: int | None = None,
+    ) -> Verdict:
+        """The whole verdict without charging, and the rule that would refuse.
+
+        By the limits of this key, too. `output_units`: what the metadata of the charge would say.
+        """
         asked = {
             "feature": inputs.text(feature, "feature"),
             "units": inputs.units(units),
+            "outputUnits": inputs.output_units(output_units),
             "userId": as_uuid(user, "user"),
         }
         path = f"/organizations/{as_uuid(organization, 'organization')}/can-use"

@@ -113,15 +113,18 @@ def _cell(wallet: WalletRow | None, context: Context) -> str:
 
 def _buys(wallet: WalletRow, context: Context) -> str:
     """What the balance still buys: from its dearest feature to its cheapest."""
-    costs = [
-        feature.cost
+    features = [
+        feature
         for feature in context.catalog.features.values()
         if feature.token_type == wallet.token_type
     ]
-    if not costs:
+    if not features:
         return ""
+    costs = [feature.cost for feature in features]
     least, most = (uses_left(wallet.balance, cost) for cost in (max(costs), min(costs)))
     uses = fmt.number(least) if least == most else f"{fmt.number(least)} to {fmt.number(most)}"
+    if any(feature.unit_size for feature in features):
+        uses = f"up to {fmt.number(most)}"  # a long answer costs more
     return f" · {uses} {'use' if least == most == 1 else 'uses'}"
 
 

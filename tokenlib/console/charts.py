@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 import streamlit as st
 
+from tokenlib.console import format as fmt
 from tokenlib.console.shapes import OTHER
 
 HEIGHT = 320
@@ -143,8 +144,11 @@ def readable(chart: alt.TopLevelMixin) -> Any:
 
     Asked of the background while it is drawn, so that it follows when the theme changes.
     """
+    decimal, group, grouping = fmt.signs()
+    number = {"decimal": decimal, "thousands": group, "grouping": grouping, "currency": ["", ""]}
     text = alt.ExprRef(f"luminance(background) > 0.5 ? '{LIGHT_TEXT}' : '{DARK_TEXT}'")
-    return chart.configure_axis(labelColor=text, titleColor=text).configure_legend(labelColor=text)
+    told = chart.configure(locale={"number": number})
+    return told.configure_axis(labelColor=text, titleColor=text).configure_legend(labelColor=text)
 
 
 def colors(groups: Sequence[str], fixed: Sequence[str] = ()) -> list[str]:

@@ -16,9 +16,14 @@ from typing import Literal, Protocol
 
 import streamlit as st
 from babel import Locale, UnknownLocaleError
-from babel.numbers import format_decimal, format_percent
+from babel.numbers import (
+    format_decimal,
+    format_percent,
+    get_decimal_symbol,
+    get_group_symbol,
+)
 
-from tokenlib.domain import Catalog, level, uses_left
+from tokenlib.domain import Catalog, Feature, level, uses_left
 
 PACKS = "shared"
 """The token type of purchased packs: pays for every feature, and never refreshes."""
@@ -150,9 +155,24 @@ def percent(share: float) -> str:
     return format_percent(share, locale=_language(_told()))
 
 
+def permille(share: float) -> str:
+    """The same with one decimal: 12.3%; in German 12,3 %."""
+    language = _language(_told())
+    pattern = str(language.percent_formats[None].pattern).replace("0", "0.0", 1)
+    return format_percent(share, pattern, locale=language)
+
+
 def change(share: float) -> str:
     """How much more or less: +12%, -3%."""
     return f"{'-' if share < 0 else '+'}{percent(abs(share))}"
+
+
+def signs() -> tuple[str, str, list[int]]:
+    """How numbers are written there: the decimal sign, the sign between groups, their lengths."""
+    language = _language(_told())
+    last, others = language.decimal_formats[None].grouping
+    decimal, group = get_decimal_symbol(language), get_group_symbol(language)
+    return decimal, group, [last] if last == others else [last, *[others] * 5]
 
 
 def _told() -> str:
@@ -180,6 +200,24 @@ def plain(text: str) -> str:
 def count(amount: int, noun: str) -> str:
     """An amount and its noun: 1 use, 2 uses."""
     return f"{number(amount)} {noun}" if amount == 1 else f"{number(amount)} {noun}s"
+
+
+def price(feature: Feature, longest: int | None = None) -> str:
+    """What a use costs: 3 tokens. By the size of the answer: 3 to 9 tokens, or 3 tokens per 700
+    output units where nobody knows how many the `longest` has."""
+    least = count(feature.cost, "token")
+    if feature.unit_size is None:
+        return least
+    if longest is None:
+        return f"{least} per {count(feature.unit_size, 'output unit')}"
+    most = feature.cost * feature.units(longest)
+    return least if most == feature.cost else f"{number(feature.cost)} to {count(most, 'token')}"
+
+
+def uses_for(balance: int, feature: Feature) -> str:
+    """How often it can run with that: 6; up to 6 where a long answer costs more."""
+    least = "" if feature.unit_size is None else "up to "
+    return f"{least}{number(uses_left(balance, feature.cost))}"
 
 
 def people(amount: int) -> str:
@@ -216,7 +254,7 @@ def uses(wallet: Wallet, catalog: Catalog) -> list[str]:
     if wallet.token_type == PACKS:
         return ["Pays for every feature"]
     return [
-        f"{feature.title}: {number(uses_left(wallet.balance, feature.cost))} left"
+        f"{feature.title}: {uses_for(wallet.balance, feature)} left"
         for feature in catalog.features.values()
         if feature.token_type == wallet.token_type
     ]

@@ -64,7 +64,7 @@ def figures(found: Overview, window: Window) -> None:
         draw(
             "Refusal rate",
             found.refusal_rate,
-            f"{fmt.tenths(found.refusal_rate.value * 100)}%",
+            fmt.permille(found.refusal_rate.value),
             f"Refusals of all that was asked for {window.phrase}. {before}",
             good="down",
             points=True,

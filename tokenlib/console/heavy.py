@@ -223,7 +223,7 @@ def unusual(row: Spender) -> str:
     mark = "⚠ Unusual: " if odd(row) else ""
     if not usual:
         return f"{mark}idle on most days before"
-    return f"{mark}{row.tokens / max(row.days, 1.0) / usual:,.1f} × its usual day"
+    return f"{mark}{fmt.tenths(row.tokens / max(row.days, 1.0) / usual)} × its usual day"
 
 
 def odd(row: Spender) -> bool:

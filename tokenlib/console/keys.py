@@ -25,6 +25,12 @@ SCOPES: dict[Scope, str] = {
     "admin": "act as you: grants, plans, states, keys, as long as you may",
     "metrics": "read /metrics, which speaks of all organizations",
 }
+LIMITS = {
+    "requests_per_minute": "requests a minute",
+    "seconds_between_requests": "seconds between requests",
+    "tokens_per_request": "tokens a request",
+    "output_units_per_request": "output units a request",
+}
 STATES = {"good": "✓ Works", "expired": "— Expired", "revoked": "✕ Revoked"}
 LIVES = {"30 days": 30, "90 days": 90, "1 year": 365, "No end": None}
 OVERLAPS = {
@@ -65,19 +71,22 @@ def draw(here: Office) -> None:
 
 
 def _table(rows: list[KeyRow], context: Context) -> None:
+    turned = any(row.old_until for row in rows)
     names = ["name", "start", "owner", "expires_at", "last_used_at"]
+    names += ["old_until"] if turned else []
     data = tables.frame(rows, names, context)
     data["start"] = [f"{row.start}…" for row in rows]
     data["for"] = [row.organization or _whose(row) for row in rows]
     data["scopes"] = [", ".join(row.scopes) for row in rows]
-    data["state"] = [_state(row, context) for row in rows]
+    data["state"] = [STATES[row.state] for row in rows]
     data["action"] = [None if row.state == "revoked" else "Change" for row in rows]
     columns = {
-        "name": "Name",
+        "name": st.column_config.TextColumn("Name", width=180),
+        "state": st.column_config.TextColumn("State", width=110),
+        "scopes": st.column_config.TextColumn("May", width=150),
+        "for": st.column_config.TextColumn("Organization", width=150),
         "start": "Begins with",
-        "state": "State",
-        "scopes": "May",
-        "for": "Organization",
+        **({"old_until": tables.time("Old secret until", context.zone)} if turned else {}),
         "expires_at": {**tables.time("Ends", context.zone), "width": 150},
         "last_used_at": {**tables.time("Last use", context.zone), "width": 150},
         "owner": "Made by",
@@ -86,12 +95,6 @@ def _table(rows: list[KeyRow], context: Context) -> None:
     tables.show(data[list(columns)], columns, "API keys, those that work first")
     if (row := tables.clicked(_CLICK, rows)) is not None:
         actions.ask(KEY, None, row.id)
-
-
-def _state(row: KeyRow, context: Context) -> str:
-    if row.state == "good" and row.old_until is not None:
-        return f"{STATES['good']}, old secret until {context.time(row.old_until)}"
-    return STATES[row.state]
 
 
 def _whose(row: KeyRow) -> str:
@@ -159,13 +162,21 @@ def _limits() -> dict[str, Any]:
             "Seconds between requests", None, "key_seconds", least=0.1, most=86_400.0, step=0.5
         )
         tokens = office.limit("Tokens a request", None, "key_tokens")
+        output = office.limit("Output units a request", None, "key_output")
         users = st.toggle("The limits of each person hold, too", key="key_users")
     return {
         "requests_per_minute": minute,
         "seconds_between_requests": None if seconds is None else Decimal(f"{seconds:g}"),
         "tokens_per_request": tokens,
+        "output_units_per_request": output,
         "limit_users": users,
     }
+
+
+def _said(row: KeyRow) -> str:
+    """The limits of a key in words."""
+    said = [f"{fmt.number(limit)} {LIMITS[name]}" for name, limit in row.limits.items()]
+    return ", ".join([*said, *(["those of each person"] if row.limit_users else [])]) or "none"
 
 
 def _until(expires: datetime | None, context: Context) -> str:
@@ -181,7 +192,7 @@ def change(here: Office, subject: UUID) -> None:
         return
     st.markdown(f"**{fmt.plain(row.name)}**, `{row.start}…`")
     used = "never" if row.last_used_at is None else here.context.time(row.last_used_at)
-    st.caption(f"Last use: {used}")
+    st.caption(f"Last use: {used}  \nLimits: {_said(row)}")
     rotates = row.state == "good" and session.tokens().pepper is not None
     what = st.segmented_control(
         "Change",

@@ -48,7 +48,7 @@ def draw(here: Office) -> None:
         actions.ask(LIMITS, None, row.organization_id or "everyone")
     st.caption(
         "For members in the console and member tokens in the API; library callers choose. — is no"
-        " limit. The alert refuses nothing: it marks the person on Spenders."
+        " limit. The alert refuses nothing: it marks the person on Top spenders."
     )
     st.button(
         "Limits for one organization",

@@ -25,6 +25,7 @@ from tokenlib.features.model import (
     OpenAIModel,
 )
 from tokenlib.features.quests import QuestLine, QuestRequest, QuestStep
+from tokenlib.reports import Reports
 from tokenlib.reports.organizations import QuestRow
 from tokenlib.tokens import Tokens
 
@@ -68,10 +69,26 @@ def label(error: InvalidInput) -> str:
     return str(error).replace(error.field, labels.get(error.field, error.field.capitalize()), 1)
 
 
-def model(settings: Settings, failing: bool, most: int | None) -> Model | None:
+def price(
+    tokens: Tokens, member: Member, feature: Feature, settings: Settings
+) -> tuple[str, str | None]:
+    """What a quest costs, from the shortest answer to the longest, and why that differs."""
+    if feature.unit_size is None or settings.llm_base_url is None:
+        return fmt.price(feature, 0), None  # what is made offline has no output units
+    limit = Reports(tokens.database).output_limit(member.organization_id)
+    said = f"{fmt.price(feature)}, started ones as whole. The most is held while the model writes."
+    return fmt.price(feature, _longest(limit)), f"By the length of the answer: {said}"
+
+
+def _longest(limit: int | None) -> int:
+    """How many output units an answer may have; `limit` is the member's."""
+    return MAX_OUTPUT_UNITS if limit is None else min(MAX_OUTPUT_UNITS, limit)
+
+
+def model(settings: Settings, failing: bool, limit: int | None) -> Model | None:
     """The model that words quests: none by default, the operator's, or one that fails.
 
-    `most` is the limit of output units for the member. Raises ModelError or ValueError when the
+    `limit` is the most output units for the member. Raises ModelError or ValueError when the
     operator's settings cannot be used.
     """
     if failing:
@@ -82,7 +99,7 @@ def model(settings: Settings, failing: bool, most: int | None) -> Model | None:
         settings.llm_base_url,
         settings.llm_api_key or "none",
         settings.llm_model or "",
-        MAX_OUTPUT_UNITS if most is None else min(MAX_OUTPUT_UNITS, most),
+        _longest(limit),
     )
 
 

@@ -56,7 +56,7 @@ def draw(reports: Reports, context: Context) -> None:
             "The gate: median of 20 calls on a probe organization that no report counts. API and"
             " console: median of what this server answered, kept every hour; a page counts until"
             " its last element is sent, and `make bench-console` adds the browser's part and cold"
-            f" loads. The database holds {size / 1_000_000:,.0f} MB."
+            f" loads. The database holds {fmt.number(round(size / 1_000_000))} MB."
         )
         st.caption(_closing(closing, context))
 
@@ -127,8 +127,9 @@ def history(rows: Sequence[LatencyRow], context: Context) -> None:
                     frame,
                     TARGETS[operation].target,
                     f"{OPERATIONS[operation]} in {len(known)} measurements: from"
-                    f" {min(values):.1f} to {max(values):.1f} ms, {values[-1]:.1f} ms last; the"
-                    f" target is {TARGETS[operation].target:g} ms.",
+                    f" {fmt.tenths(min(values))} to {fmt.tenths(max(values))} ms,"
+                    f" {fmt.tenths(values[-1])} ms last; the target is"
+                    f" {fmt.number(TARGETS[operation].target)} ms.",
                 )
 
 
@@ -137,7 +138,7 @@ def _line(operation: str, rows: Sequence[LatencyRow]) -> dict[str, object]:
     promised = TARGETS[operation]
     return {
         "operation": OPERATIONS[operation],
-        "now": latest and latest.milliseconds,
+        "now": latest and round(latest.milliseconds, 1),
         "grade": GRADES[latest.grade] if latest else "Not measured yet",
         "target": promised.target,
         "acceptable": promised.acceptable,

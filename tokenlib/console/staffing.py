@@ -23,12 +23,17 @@ ROLES: dict[Literal["admin", "support", "nobody"], str] = {
 _CLICK = "staff_click"
 
 
+_CLAIM = st.column_config.TextColumn("By a claim of", width=160)
+
+
 def draw(here: Office) -> None:
     """Every staff person, and what support gave today."""
     rows = here.person.reports.staff()
     names = ["full_name", "email", "role", "grants_per_day", "granted_today", "created_at"]
     by_claim = any(row.issuer for row in rows)
     data = tables.frame(rows, [*names, *(["issuer"] if by_claim else [])], here.context)
+    if by_claim:
+        data["issuer"] = [(row.issuer or "").removeprefix("https://") or None for row in rows]
     data["role"] = [ROLES[row.role] for row in rows]
     data["grants_per_day"] = [
         None if row.left_today is None else row.grants_per_day for row in rows
@@ -40,12 +45,12 @@ def draw(here: Office) -> None:
             "full_name": "Name",
             "email": "E-mail",
             "role": "Role",
+            **({"issuer": _CLAIM} if by_claim else {}),
             "grants_per_day": tables.number(
                 "Gifts a day", note="Tokens that support may give in a UTC day; admins, any."
             ),
             "granted_today": tables.number("Given today"),
             "created_at": tables.time("Since", here.context.zone),
-            **({"issuer": "By a claim of"} if by_claim else {}),
             "action": tables.action(_CLICK),
         },
         "Staff: admins and support",

@@ -130,8 +130,8 @@ def duration(label: str) -> Column:
 
 
 def milliseconds(label: str) -> Column:
-    """Milliseconds with one decimal."""
-    return st.column_config.NumberColumn(label, format="%.1f ms")
+    """Milliseconds, written the reader's way."""
+    return st.column_config.NumberColumn(f"{label}, ms", format="localized")
 
 
 def action(key: str, label: str = "Action") -> Column:

@@ -43,7 +43,7 @@ def card(member: Member, name: str, context: Context, failing: bool) -> None:
             horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
         ):
             st.markdown(f"**{fmt.plain(feature.title)}**", width="content")
-            st.badge(fmt.count(feature.cost, "token"), icon=":material/toll:", color="blue")
+            st.badge(fmt.price(feature), icon=":material/toll:", color="blue")
         st.caption(demo.description)
         left = st.empty()
         with st.form(f"run_{name}", border=False):
@@ -78,7 +78,8 @@ def _left(wallet: Balance, feature: Feature, context: Context) -> str:
 
 
 def _buys(wallet: Balance, feature: Feature) -> str:
-    return f"{fmt.count(wallet.balance // feature.cost, 'use')} left"
+    uses = fmt.uses_for(wallet.balance, feature)
+    return f"{uses} use{'' if uses == '1' else 's'} left"
 
 
 def _run(member: Member, demo: DemoFeature, given: str, context: Context, failing: bool) -> None:

@@ -68,13 +68,15 @@ def _reason(rule: str, needed: int | None, available: int | None, data: Mapping[
 
 def _limit(limit: str, allowed: object) -> str:
     match limit:
+        case "key_requests_per_minute":
+            return f"The program can make {allowed} requests a minute, and this was one more."
         case "requests_per_minute":
             return f"Each person can make {allowed} requests a minute, and this was one more."
-        case "seconds_between_requests":
+        case "seconds_between_requests" | "key_seconds_between_requests":
             return f"It came less than {allowed} seconds after the request before it."
-        case "tokens_per_request":
+        case "tokens_per_request" | "key_tokens_per_request":
             return f"One request can use at most {allowed} tokens, and this one needed more."
-        case "output_units_per_request":
+        case "output_units_per_request" | "key_output_units_per_request":
             return (
                 f"An answer may have at most {allowed} output units, and this one would be, or was,"
                 " longer."
@@ -112,7 +114,8 @@ def _way_out(
             return "An administrator on our side can switch it on again; write to us."
         case "rate_limited":
             wait = answer.retry_after if isinstance(answer, Verdict) else None
-            if limit in ("tokens_per_request", "output_units_per_request"):
+            per_request = ("tokens_per_request", "output_units_per_request")
+            if limit.removeprefix("key_") in per_request:
                 return "Asking for less in one request is enough."
             if wait is None and limit == "failed_attempts":
                 return "It works again 10 minutes after the last of them."

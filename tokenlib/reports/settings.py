@@ -74,7 +74,7 @@ class KeyRow:
     """An API key. `organization_id` None: for every organization; `owner` is who made it.
 
     `start` is what the key begins with. Until `old_until` the secret from before a rotation works,
-    too. `last_used_at` is to the minute.
+    too. `last_used_at` is to the minute. A limit that is None is off.
     """
 
     id: UUID
@@ -84,12 +84,28 @@ class KeyRow:
     start: str
     scopes: list[Scope]
     owner: str
+    requests_per_minute: int | None
+    seconds_between_requests: Decimal | None
+    tokens_per_request: int | None
+    output_units_per_request: int | None
+    limit_users: bool
     created_at: datetime
     expires_at: datetime | None
     last_used_at: datetime | None
     old_until: datetime | None
     revoked_at: datetime | None
     state: Literal["good", "expired", "revoked"]
+
+    @property
+    def limits(self) -> dict[str, int | Decimal]:
+        """The limits that it has of its own, by name."""
+        every = {
+            "requests_per_minute": self.requests_per_minute,
+            "seconds_between_requests": self.seconds_between_requests,
+            "tokens_per_request": self.tokens_per_request,
+            "output_units_per_request": self.output_units_per_request,
+        }
+        return {name: limit for name, limit in every.items() if limit is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,8 @@ def test_a_key_is_made_rotated_and_revoked(
     ends = datetime(2099, 1, 1, tzinfo=UTC)
     made = client.staff_create_key(
         " Dashboard ", ["read"], org, expires_at=ends, requests_per_minute=60,
-        seconds_between_requests=Decimal(2), limit_users=True, reason="Launch",
+        seconds_between_requests=Decimal(2), tokens_per_request=9, output_units_per_request=500,
+        limit_users=True, reason="Launch",
     )  # fmt: skip
     assert made.secret
     assert made.secret not in repr(made)
@@ -140,6 +141,7 @@ def test_a_key_is_made_rotated_and_revoked(
     [row] = listed(client, made.id)
     assert (row.start, row.scopes, row.expires_at) == (made.start, ("read",), ends)
     assert (row.requests_per_minute, row.seconds_between_requests) == (60, 2)
+    assert (row.tokens_per_request, row.output_units_per_request) == (9, 500)
     assert row.limit_users
     secret = client.staff_rotate_key(made.id, overlap=timedelta(0), reason="Once a year")
     with Client(way.url, made.secret, deadline=1) as old, pytest.raises(LoginRefused):

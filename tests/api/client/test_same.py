@@ -54,6 +54,7 @@ def test_answers_are_those_of_the_library(
     assert client.catalog() == tokens.catalog()
     assert client.can_use(org, user, "generate_goal") == tokens.can_use(org, user, "generate_goal")
     assert client.can_use(org, user, "generate_goal", 9).rule == "insufficient_tokens"
+    assert client.can_use(org, user, "generate_goal", output_units=10**6).allowed
     for units in (1, 6, 7):
         enough = client.has_enough_tokens(org, "generate_goal", units)
         assert enough is tokens.has_enough_tokens(org, "generate_goal", units) is (units < 7)

@@ -27,7 +27,7 @@ def list_keys(read: Read) -> s.Keys:
 
 @router.post("", status_code=201, openapi_extra=door("admin"))
 def create(asked: s.KeyQuestion, write: Write) -> s.NewKey:
-    """Make a key. A key makes none that may do more (but check, spend and read) or lasts longer."""
+    """Make a key. A key makes none with more than it has: scopes, place, life, and each limit."""
     secret = new_secret()
     row = write.write(
         "create_key",

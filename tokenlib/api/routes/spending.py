@@ -12,7 +12,7 @@ from tokenlib.api import schemas as s
 from tokenlib.api.door import Door, OrganizationId, Read, Write, door, named
 from tokenlib.api.errors import NotYours
 from tokenlib.db import Row
-from tokenlib.domain import MAX_UNITS
+from tokenlib.domain import MAX_UNITS, MOST_OUTPUT_UNITS
 from tokenlib.errors import UnknownFeature
 from tokenlib.inputs import metadata as checked
 
@@ -50,6 +50,15 @@ def can_use(
     feature: Annotated[str, Query(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])],
     read: Read,
     units: Annotated[int, Query(ge=1, le=MAX_UNITS)] = 1,
+    output_units: Annotated[
+        int | None,
+        Query(
+            alias="outputUnits",
+            ge=0,
+            le=MOST_OUTPUT_UNITS,
+            description="What the metadata of the charge would say, for the limits on it.",
+        ),
+    ] = None,
     user_id: Annotated[
         UUID | None, Query(alias="userId", description="A person asks for themselves.")
     ] = None,
@@ -61,6 +70,7 @@ def can_use(
         user_id=user_id,
         feature=feature,
         units=units,
+        output_units=output_units,
         mode=read.tokens.override,
     )
     if row["status"] == "not_yours":

@@ -38,6 +38,7 @@ class KeyQuestion(Question):
     requests_per_minute: Tokens | None = None
     seconds_between_requests: Tokens | None = None
     tokens_per_request: Tokens | None = None
+    output_units_per_request: Tokens | None = None
     limit_users: Annotated[bool, Field(strict=True)] = False
     reason: Reason
 
@@ -74,6 +75,7 @@ class KeyRow(Answer):
     requests_per_minute: int | None
     seconds_between_requests: float | None
     tokens_per_request: int | None
+    output_units_per_request: int | None
     limit_users: bool
     created_at: datetime
     expires_at: datetime | None

@@ -76,16 +76,20 @@ begin
 end
 $$;
 
--- The whole verdict without charging, and the rule that would refuse.
+-- The whole verdict without charging, and the rule that would refuse. p_output_units: what metadata
+-- would say that the answer has, or may have at most.
 create function tokenlib.can_use(
-    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_limits boolean, p_mode text
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_output_units bigint,
+    p_limits boolean, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
 begin
-    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null, null, p_limits,
-        p_mode, true)).a;
+    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units,
+        case when p_output_units is not null
+            then jsonb_build_object('output_units', p_output_units) end,
+        null, null, p_limits, p_mode, true)).a;
     return a;
 end
 $$;

@@ -5,8 +5,8 @@
 create function tokenlib.staff_create_key(
     p_actor uuid, p_id uuid, p_organization uuid, p_name text, p_start text, p_digest bytea,
     p_scopes text[], p_expires timestamptz, p_requests_per_minute integer,
-    p_seconds_between_requests numeric, p_tokens_per_request bigint, p_limit_users boolean,
-    p_reason text
+    p_seconds_between_requests numeric, p_tokens_per_request bigint,
+    p_output_units_per_request bigint, p_limit_users boolean, p_reason text
 ) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -18,7 +18,8 @@ begin
     select name into v_wrong from (values
         ('requests_per_minute', p_requests_per_minute::numeric),
         ('seconds_between_requests', p_seconds_between_requests),
-        ('tokens_per_request', p_tokens_per_request)) as l (name, value)
+        ('tokens_per_request', p_tokens_per_request),
+        ('output_units_per_request', p_output_units_per_request)) as l (name, value)
     where value <= 0 or value > 1000000000 limit 1;
     if v_wrong is not null then
         raise exception 'must be more than 0 and at most 1000000000, or empty for no limit'
@@ -42,15 +43,45 @@ begin
         return 'ok';
     end if;
     insert into public.ai_token_api_keys (id, organization_id, name, start, digest, scopes, owner_id,
-        requests_per_minute, seconds_between_requests, tokens_per_request, limit_users, created_at,
-        expires_at)
+        requests_per_minute, seconds_between_requests, tokens_per_request, output_units_per_request,
+        limit_users, created_at, expires_at)
     values (p_id, p_organization, btrim(p_name), p_start, p_digest, p_scopes, p_actor,
         p_requests_per_minute, p_seconds_between_requests, p_tokens_per_request,
-        coalesce(p_limit_users, false), v_now, p_expires);
+        p_output_units_per_request, coalesce(p_limit_users, false), v_now, p_expires);
     perform tokenlib.record_change(p_organization, 'create_key', p_actor, p_reason, null,
         jsonb_build_object('id', p_id, 'name', btrim(p_name), 'start', p_start, 'scopes', p_scopes,
             'expires_at', p_expires));
     return 'ok';
+end
+$$;
+
+-- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time and
+-- each limit. In which organizations, tokenlib.standing has decided. Of a person it asks nothing.
+create function tokenlib.require_no_more(p_maker uuid, p_key uuid) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_more text;
+begin
+    select l.name into v_more
+    from public.ai_token_api_keys m
+    join public.ai_token_api_keys k on k.id = p_key
+    cross join lateral (values
+        ('scopes', k.scopes <@ m.scopes),
+        ('expires_at', coalesce(k.expires_at, 'infinity') <= coalesce(m.expires_at, 'infinity')),
+        ('requests_per_minute', m.requests_per_minute is null
+            or coalesce(k.requests_per_minute <= m.requests_per_minute, false)),
+        ('seconds_between_requests', m.seconds_between_requests is null
+            or coalesce(k.seconds_between_requests >= m.seconds_between_requests, false)),
+        ('tokens_per_request', m.tokens_per_request is null
+            or coalesce(k.tokens_per_request <= m.tokens_per_request, false)),
+        ('output_units_per_request', m.output_units_per_request is null
+            or coalesce(k.output_units_per_request <= m.output_units_per_request, false)),
+        ('limit_users', k.limit_users >= m.limit_users)) as l (name, within)
+    where m.id = p_maker and not l.within limit 1;
+    if v_more is not null then
+        raise exception 'A key cannot get more for another than it has itself: %.', v_more
+            using errcode = 'TK403';
+    end if;
 end
 $$;
 

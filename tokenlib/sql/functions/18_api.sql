@@ -71,10 +71,35 @@ begin
 end
 $$;
 
+-- What a limit that is reached means by the switch: rate_limited, or ok; on record unless it is off.
+create function tokenlib.refuse_request(
+    a tokenlib.answer, p_now timestamptz, p_mode text, p_asking boolean
+) returns tokenlib.answer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    select coalesce(p_mode,
+        case when s.mode_until is null or s.mode_until > p_now then s.mode end,
+        case when p.mode_until is null or p.mode_until > p_now then p.mode end, 'enforce')
+    into strict a.mode
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
+    a.status := 'rate_limited';
+    if a.mode <> 'off' and not p_asking then
+        perform tokenlib.record_refusal(a, p_now);
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+    end if;
+    return a;
+end
+$$;
+
 -- Limits of the key and of the organization; those of the user are the gate's own. status ok, or
 -- rate_limited and on record. Callers of the same key or organization take turns where it has a limit.
+-- p_asking: only ask; nobody waits, and nothing is recorded.
 create function tokenlib.check_request_limits(
-    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_mode text
+    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_mode text, p_asking boolean
 ) returns tokenlib.answer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -86,11 +111,12 @@ declare
 begin
     a.status := 'ok';
     select * into k from public.ai_token_api_keys where id = p_key;
-    if k.requests_per_minute is not null or k.seconds_between_requests is not null then
+    if not p_asking
+        and (k.requests_per_minute is not null or k.seconds_between_requests is not null) then
         -- One lock wherever it calls: a key may be for every organization.
         perform tokenlib.lock_key('00000000-0000-0000-0000-000000000000', 'key ' || p_key::text);
     end if;
-    if exists (select from public.ai_token_parameters p
+    if not p_asking and exists (select from public.ai_token_parameters p
         left join public.ai_token_organization_settings s on s.organization_id = p_organization
         where coalesce(s.requests_per_minute, p.organization_requests_per_minute) is not null) then
         perform tokenlib.lock_key(p_organization, 'requests');
@@ -104,6 +130,9 @@ begin
     if a.needed > k.tokens_per_request then
         a.limit_name := 'key_tokens_per_request';
         a.allowed := k.tokens_per_request;
+    elsif tokenlib.output_units(p_metadata) > k.output_units_per_request then
+        a.limit_name := 'key_output_units_per_request';
+        a.allowed := k.output_units_per_request;
     end if;
     for r in select * from tokenlib.request_windows(p_organization, null, p_key, v_now) loop
         if a.limit_name is null and r.used >= r.allowed then
@@ -121,23 +150,8 @@ begin
             a.retry_after := k.seconds_between_requests - extract(epoch from v_now - v_last);
         end if;
     end if;
-    if a.limit_name is null then
-        return a;
-    end if;
-    select coalesce(p_mode,
-        case when s.mode_until is null or s.mode_until > v_now then s.mode end,
-        case when p.mode_until is null or p.mode_until > v_now then p.mode end, 'enforce')
-    into strict a.mode
-    from public.ai_token_parameters p
-    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
-    if a.mode <> 'off' then
-        a.status := 'rate_limited';
-        perform tokenlib.record_refusal(a, v_now);
-    end if;
-    if a.mode <> 'enforce' then
-        a.status := 'ok';
-    end if;
-    return a;
+    return case when a.limit_name is null then a
+        else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
 end
 $$;
 
@@ -248,7 +262,7 @@ begin
         end if;
         perform tokenlib.check_input((p_args ->> 'units')::bigint, null, null);
         a := tokenlib.check_request_limits(p_organization, p_user, k.id, p_args ->> 'feature',
-            (p_args ->> 'units')::bigint, p_mode);
+            (p_args ->> 'units')::bigint, p_args -> 'metadata', p_mode, false);
         if a.status <> 'ok' then
             return;
         end if;
@@ -257,6 +271,23 @@ begin
         a.status := 'unknown_reservation';
         a.id := (p_args ->> 'id')::uuid;
         return;
+    elsif p_verb = 'settle'
+        and tokenlib.output_units(p_args -> 'metadata') > k.output_units_per_request then
+        -- Known only now. The hold stays, as where a user's limit refuses.
+        v_now := tokenlib.clock();
+        select organization_id, user_id, feature, token_type
+        into a.organization_id, a.user_id, a.feature, a.token_type
+        from public.ai_token_reservations
+        where organization_id = p_organization and id = (p_args ->> 'id')::uuid and state = 'held'
+            and expires_at > v_now;
+        if found then
+            a.limit_name := 'key_output_units_per_request';
+            a.allowed := k.output_units_per_request;
+            a := tokenlib.refuse_request(a, v_now, p_mode, false);
+            if a.status <> 'ok' then
+                return;
+            end if;
+        end if;
     end if;
 
     case p_verb
@@ -304,29 +335,18 @@ begin
             a.status := tokenlib.staff_set_request_limit(v_actor, p_organization,
                 (p_args ->> 'requests_per_minute')::integer, v_reason);
         when 'create_key' then
-            if v_standing = 'key' and not array(select jsonb_array_elements_text(
-                p_args -> 'scopes')) <@ (k.scopes || '{check,spend,read}') then
-                raise exception 'A key cannot make one that may do more.' using errcode = 'TK403';
-            elsif v_standing = 'key' and k.expires_at
-                < coalesce((p_args ->> 'expires_at')::timestamptz, 'infinity') then
-                raise exception 'A key cannot make one that lasts longer.' using errcode = 'TK403';
-            end if;
             a.status := tokenlib.staff_create_key(v_actor, (p_args ->> 'id')::uuid, p_organization,
                 p_args ->> 'name', p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 array(select jsonb_array_elements_text(p_args -> 'scopes')),
                 (p_args ->> 'expires_at')::timestamptz, (p_args ->> 'requests_per_minute')::integer,
                 (p_args ->> 'seconds_between_requests')::numeric,
-                (p_args ->> 'tokens_per_request')::bigint, (p_args ->> 'limit_users')::boolean,
-                v_reason);
+                (p_args ->> 'tokens_per_request')::bigint,
+                (p_args ->> 'output_units_per_request')::bigint,
+                (p_args ->> 'limit_users')::boolean, v_reason);
+            perform tokenlib.require_no_more(k.id, (p_args ->> 'id')::uuid);
         when 'rotate_key' then
             -- The new secret is the caller's to use.
-            if v_standing = 'key' and exists (select from public.ai_token_api_keys
-                where id = (p_args ->> 'id')::uuid
-                    and (not scopes <@ (k.scopes || '{check,spend,read}')
-                        or k.expires_at < coalesce(expires_at, 'infinity'))) then
-                raise exception 'A key cannot rotate one that may do more or lasts longer.'
-                    using errcode = 'TK403';
-            end if;
+            perform tokenlib.require_no_more(k.id, (p_args ->> 'id')::uuid);
             a.status := tokenlib.staff_rotate_key(v_actor, (p_args ->> 'id')::uuid,
                 p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 make_interval(secs => (p_args ->> 'overlap_seconds')::double precision), v_reason);

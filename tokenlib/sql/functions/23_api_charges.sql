@@ -47,7 +47,8 @@ begin
                 and 'spend' = any (k.scopes)
                 and coalesce(k.organization_id = a.organization, true)
                 and not k.limit_users and k.requests_per_minute is null
-                and k.seconds_between_requests is null and k.tokens_per_request is null)
+                and k.seconds_between_requests is null and k.tokens_per_request is null
+                and k.output_units_per_request is null)
             and coalesce(s.requests_per_minute, p.organization_requests_per_minute) is null
             and d.caller_id is null
         order by place

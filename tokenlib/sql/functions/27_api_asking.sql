@@ -1,12 +1,14 @@
 -- What callers of the HTTP API may ask: each question names who asks, and the function decides.
 
--- The whole verdict without charging. A member asks for themselves, keys and staff for anybody in it.
+-- The whole verdict without charging, by the limits of a key and of the organization, too. A member asks for themselves, keys and staff for anybody in it.
 create function tokenlib.api_can_use(
-    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_mode text
+    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
+    p_output_units bigint, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
+    l tokenlib.answer;                         -- a limit that is reached
     v_standing text := tokenlib.standing(p_caller, p_organization, 'check');
     v_limits boolean := true;
 begin
@@ -22,7 +24,21 @@ begin
         raise exception 'is needed: the member who is asked about'
             using errcode = '22023', column = 'user_id';
     end if;
-    return tokenlib.can_use(p_organization, p_user, p_feature, p_units, v_limits, p_mode);
+    a := tokenlib.can_use(p_organization, p_user, p_feature, p_units, p_output_units, v_limits,
+        p_mode);
+    if a.available is not null then
+        l := tokenlib.check_request_limits(p_organization, p_user,
+            case when v_standing = 'key' then p_caller end, p_feature, p_units,
+            case when p_output_units is not null
+                then jsonb_build_object('output_units', p_output_units) end, p_mode, true);
+        if l.status = 'rate_limited' then
+            a.status := l.status;
+            a.limit_name := l.limit_name;
+            a.allowed := l.allowed;
+            a.retry_after := l.retry_after;
+        end if;
+    end if;
+    return a;
 end
 $$;
 
@@ -54,15 +70,15 @@ $$;
 create function tokenlib.api_keys(p_caller uuid) returns table (
     id uuid, organization_id uuid, name text, start text, scopes text[], owner_id uuid,
     requests_per_minute integer, seconds_between_requests numeric, tokens_per_request bigint,
-    limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
+    output_units_per_request bigint, limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
     old_until timestamptz, revoked_at timestamptz
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
-        k.seconds_between_requests, k.tokens_per_request, k.limit_users, k.created_at, k.expires_at,
-        k.last_used_at, k.old_until, k.revoked_at
+        k.seconds_between_requests, k.tokens_per_request, k.output_units_per_request, k.limit_users,
+        k.created_at, k.expires_at, k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id;

@@ -1488,16 +1488,20 @@ begin
 end
 $$;
 
--- The whole verdict without charging, and the rule that would refuse.
+-- The whole verdict without charging, and the rule that would refuse. p_output_units: what metadata
+-- would say that the answer has, or may have at most.
 create function tokenlib.can_use(
-    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_limits boolean, p_mode text
+    p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_output_units bigint,
+    p_limits boolean, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
 begin
-    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units, null, null, null, p_limits,
-        p_mode, true)).a;
+    a := (tokenlib.admit(p_organization, p_user, p_feature, p_units,
+        case when p_output_units is not null
+            then jsonb_build_object('output_units', p_output_units) end,
+        null, null, p_limits, p_mode, true)).a;
     return a;
 end
 $$;
@@ -2341,8 +2345,8 @@ $$;
 create function tokenlib.staff_create_key(
     p_actor uuid, p_id uuid, p_organization uuid, p_name text, p_start text, p_digest bytea,
     p_scopes text[], p_expires timestamptz, p_requests_per_minute integer,
-    p_seconds_between_requests numeric, p_tokens_per_request bigint, p_limit_users boolean,
-    p_reason text
+    p_seconds_between_requests numeric, p_tokens_per_request bigint,
+    p_output_units_per_request bigint, p_limit_users boolean, p_reason text
 ) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2354,7 +2358,8 @@ begin
     select name into v_wrong from (values
         ('requests_per_minute', p_requests_per_minute::numeric),
         ('seconds_between_requests', p_seconds_between_requests),
-        ('tokens_per_request', p_tokens_per_request)) as l (name, value)
+        ('tokens_per_request', p_tokens_per_request),
+        ('output_units_per_request', p_output_units_per_request)) as l (name, value)
     where value <= 0 or value > 1000000000 limit 1;
     if v_wrong is not null then
         raise exception 'must be more than 0 and at most 1000000000, or empty for no limit'
@@ -2378,15 +2383,45 @@ begin
         return 'ok';
     end if;
     insert into public.ai_token_api_keys (id, organization_id, name, start, digest, scopes, owner_id,
-        requests_per_minute, seconds_between_requests, tokens_per_request, limit_users, created_at,
-        expires_at)
+        requests_per_minute, seconds_between_requests, tokens_per_request, output_units_per_request,
+        limit_users, created_at, expires_at)
     values (p_id, p_organization, btrim(p_name), p_start, p_digest, p_scopes, p_actor,
         p_requests_per_minute, p_seconds_between_requests, p_tokens_per_request,
-        coalesce(p_limit_users, false), v_now, p_expires);
+        p_output_units_per_request, coalesce(p_limit_users, false), v_now, p_expires);
     perform tokenlib.record_change(p_organization, 'create_key', p_actor, p_reason, null,
         jsonb_build_object('id', p_id, 'name', btrim(p_name), 'start', p_start, 'scopes', p_scopes,
             'expires_at', p_expires));
     return 'ok';
+end
+$$;
+
+-- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time and
+-- each limit. In which organizations, tokenlib.standing has decided. Of a person it asks nothing.
+create function tokenlib.require_no_more(p_maker uuid, p_key uuid) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_more text;
+begin
+    select l.name into v_more
+    from public.ai_token_api_keys m
+    join public.ai_token_api_keys k on k.id = p_key
+    cross join lateral (values
+        ('scopes', k.scopes <@ m.scopes),
+        ('expires_at', coalesce(k.expires_at, 'infinity') <= coalesce(m.expires_at, 'infinity')),
+        ('requests_per_minute', m.requests_per_minute is null
+            or coalesce(k.requests_per_minute <= m.requests_per_minute, false)),
+        ('seconds_between_requests', m.seconds_between_requests is null
+            or coalesce(k.seconds_between_requests >= m.seconds_between_requests, false)),
+        ('tokens_per_request', m.tokens_per_request is null
+            or coalesce(k.tokens_per_request <= m.tokens_per_request, false)),
+        ('output_units_per_request', m.output_units_per_request is null
+            or coalesce(k.output_units_per_request <= m.output_units_per_request, false)),
+        ('limit_users', k.limit_users >= m.limit_users)) as l (name, within)
+    where m.id = p_maker and not l.within limit 1;
+    if v_more is not null then
+        raise exception 'A key cannot get more for another than it has itself: %.', v_more
+            using errcode = 'TK403';
+    end if;
 end
 $$;
 
@@ -2588,10 +2623,35 @@ begin
 end
 $$;
 
+-- What a limit that is reached means by the switch: rate_limited, or ok; on record unless it is off.
+create function tokenlib.refuse_request(
+    a tokenlib.answer, p_now timestamptz, p_mode text, p_asking boolean
+) returns tokenlib.answer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    select coalesce(p_mode,
+        case when s.mode_until is null or s.mode_until > p_now then s.mode end,
+        case when p.mode_until is null or p.mode_until > p_now then p.mode end, 'enforce')
+    into strict a.mode
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
+    a.status := 'rate_limited';
+    if a.mode <> 'off' and not p_asking then
+        perform tokenlib.record_refusal(a, p_now);
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+    end if;
+    return a;
+end
+$$;
+
 -- Limits of the key and of the organization; those of the user are the gate's own. status ok, or
 -- rate_limited and on record. Callers of the same key or organization take turns where it has a limit.
+-- p_asking: only ask; nobody waits, and nothing is recorded.
 create function tokenlib.check_request_limits(
-    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_mode text
+    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_mode text, p_asking boolean
 ) returns tokenlib.answer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2603,11 +2663,12 @@ declare
 begin
     a.status := 'ok';
     select * into k from public.ai_token_api_keys where id = p_key;
-    if k.requests_per_minute is not null or k.seconds_between_requests is not null then
+    if not p_asking
+        and (k.requests_per_minute is not null or k.seconds_between_requests is not null) then
         -- One lock wherever it calls: a key may be for every organization.
         perform tokenlib.lock_key('00000000-0000-0000-0000-000000000000', 'key ' || p_key::text);
     end if;
-    if exists (select from public.ai_token_parameters p
+    if not p_asking and exists (select from public.ai_token_parameters p
         left join public.ai_token_organization_settings s on s.organization_id = p_organization
         where coalesce(s.requests_per_minute, p.organization_requests_per_minute) is not null) then
         perform tokenlib.lock_key(p_organization, 'requests');
@@ -2621,6 +2682,9 @@ begin
     if a.needed > k.tokens_per_request then
         a.limit_name := 'key_tokens_per_request';
         a.allowed := k.tokens_per_request;
+    elsif tokenlib.output_units(p_metadata) > k.output_units_per_request then
+        a.limit_name := 'key_output_units_per_request';
+        a.allowed := k.output_units_per_request;
     end if;
     for r in select * from tokenlib.request_windows(p_organization, null, p_key, v_now) loop
         if a.limit_name is null and r.used >= r.allowed then
@@ -2638,23 +2702,8 @@ begin
             a.retry_after := k.seconds_between_requests - extract(epoch from v_now - v_last);
         end if;
     end if;
-    if a.limit_name is null then
-        return a;
-    end if;
-    select coalesce(p_mode,
-        case when s.mode_until is null or s.mode_until > v_now then s.mode end,
-        case when p.mode_until is null or p.mode_until > v_now then p.mode end, 'enforce')
-    into strict a.mode
-    from public.ai_token_parameters p
-    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
-    if a.mode <> 'off' then
-        a.status := 'rate_limited';
-        perform tokenlib.record_refusal(a, v_now);
-    end if;
-    if a.mode <> 'enforce' then
-        a.status := 'ok';
-    end if;
-    return a;
+    return case when a.limit_name is null then a
+        else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
 end
 $$;
 
@@ -2765,7 +2814,7 @@ begin
         end if;
         perform tokenlib.check_input((p_args ->> 'units')::bigint, null, null);
         a := tokenlib.check_request_limits(p_organization, p_user, k.id, p_args ->> 'feature',
-            (p_args ->> 'units')::bigint, p_mode);
+            (p_args ->> 'units')::bigint, p_args -> 'metadata', p_mode, false);
         if a.status <> 'ok' then
             return;
         end if;
@@ -2774,6 +2823,23 @@ begin
         a.status := 'unknown_reservation';
         a.id := (p_args ->> 'id')::uuid;
         return;
+    elsif p_verb = 'settle'
+        and tokenlib.output_units(p_args -> 'metadata') > k.output_units_per_request then
+        -- Known only now. The hold stays, as where a user's limit refuses.
+        v_now := tokenlib.clock();
+        select organization_id, user_id, feature, token_type
+        into a.organization_id, a.user_id, a.feature, a.token_type
+        from public.ai_token_reservations
+        where organization_id = p_organization and id = (p_args ->> 'id')::uuid and state = 'held'
+            and expires_at > v_now;
+        if found then
+            a.limit_name := 'key_output_units_per_request';
+            a.allowed := k.output_units_per_request;
+            a := tokenlib.refuse_request(a, v_now, p_mode, false);
+            if a.status <> 'ok' then
+                return;
+            end if;
+        end if;
     end if;
 
     case p_verb
@@ -2821,29 +2887,18 @@ begin
             a.status := tokenlib.staff_set_request_limit(v_actor, p_organization,
                 (p_args ->> 'requests_per_minute')::integer, v_reason);
         when 'create_key' then
-            if v_standing = 'key' and not array(select jsonb_array_elements_text(
-                p_args -> 'scopes')) <@ (k.scopes || '{check,spend,read}') then
-                raise exception 'A key cannot make one that may do more.' using errcode = 'TK403';
-            elsif v_standing = 'key' and k.expires_at
-                < coalesce((p_args ->> 'expires_at')::timestamptz, 'infinity') then
-                raise exception 'A key cannot make one that lasts longer.' using errcode = 'TK403';
-            end if;
             a.status := tokenlib.staff_create_key(v_actor, (p_args ->> 'id')::uuid, p_organization,
                 p_args ->> 'name', p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 array(select jsonb_array_elements_text(p_args -> 'scopes')),
                 (p_args ->> 'expires_at')::timestamptz, (p_args ->> 'requests_per_minute')::integer,
                 (p_args ->> 'seconds_between_requests')::numeric,
-                (p_args ->> 'tokens_per_request')::bigint, (p_args ->> 'limit_users')::boolean,
-                v_reason);
+                (p_args ->> 'tokens_per_request')::bigint,
+                (p_args ->> 'output_units_per_request')::bigint,
+                (p_args ->> 'limit_users')::boolean, v_reason);
+            perform tokenlib.require_no_more(k.id, (p_args ->> 'id')::uuid);
         when 'rotate_key' then
             -- The new secret is the caller's to use.
-            if v_standing = 'key' and exists (select from public.ai_token_api_keys
-                where id = (p_args ->> 'id')::uuid
-                    and (not scopes <@ (k.scopes || '{check,spend,read}')
-                        or k.expires_at < coalesce(expires_at, 'infinity'))) then
-                raise exception 'A key cannot rotate one that may do more or lasts longer.'
-                    using errcode = 'TK403';
-            end if;
+            perform tokenlib.require_no_more(k.id, (p_args ->> 'id')::uuid);
             a.status := tokenlib.staff_rotate_key(v_actor, (p_args ->> 'id')::uuid,
                 p_args ->> 'start', decode(p_args ->> 'digest', 'hex'),
                 make_interval(secs => (p_args ->> 'overlap_seconds')::double precision), v_reason);
@@ -3984,7 +4039,8 @@ begin
                 and 'spend' = any (k.scopes)
                 and coalesce(k.organization_id = a.organization, true)
                 and not k.limit_users and k.requests_per_minute is null
-                and k.seconds_between_requests is null and k.tokens_per_request is null)
+                and k.seconds_between_requests is null and k.tokens_per_request is null
+                and k.output_units_per_request is null)
             and coalesce(s.requests_per_minute, p.organization_requests_per_minute) is null
             and d.caller_id is null
         order by place
@@ -4338,13 +4394,15 @@ end
 $$;
 -- What callers of the HTTP API may ask: each question names who asks, and the function decides.
 
--- The whole verdict without charging. A member asks for themselves, keys and staff for anybody in it.
+-- The whole verdict without charging, by the limits of a key and of the organization, too. A member asks for themselves, keys and staff for anybody in it.
 create function tokenlib.api_can_use(
-    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_mode text
+    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
+    p_output_units bigint, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
+    l tokenlib.answer;                         -- a limit that is reached
     v_standing text := tokenlib.standing(p_caller, p_organization, 'check');
     v_limits boolean := true;
 begin
@@ -4360,7 +4418,21 @@ begin
         raise exception 'is needed: the member who is asked about'
             using errcode = '22023', column = 'user_id';
     end if;
-    return tokenlib.can_use(p_organization, p_user, p_feature, p_units, v_limits, p_mode);
+    a := tokenlib.can_use(p_organization, p_user, p_feature, p_units, p_output_units, v_limits,
+        p_mode);
+    if a.available is not null then
+        l := tokenlib.check_request_limits(p_organization, p_user,
+            case when v_standing = 'key' then p_caller end, p_feature, p_units,
+            case when p_output_units is not null
+                then jsonb_build_object('output_units', p_output_units) end, p_mode, true);
+        if l.status = 'rate_limited' then
+            a.status := l.status;
+            a.limit_name := l.limit_name;
+            a.allowed := l.allowed;
+            a.retry_after := l.retry_after;
+        end if;
+    end if;
+    return a;
 end
 $$;
 
@@ -4392,15 +4464,15 @@ $$;
 create function tokenlib.api_keys(p_caller uuid) returns table (
     id uuid, organization_id uuid, name text, start text, scopes text[], owner_id uuid,
     requests_per_minute integer, seconds_between_requests numeric, tokens_per_request bigint,
-    limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
+    output_units_per_request bigint, limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
     old_until timestamptz, revoked_at timestamptz
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
     return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
-        k.seconds_between_requests, k.tokens_per_request, k.limit_users, k.created_at, k.expires_at,
-        k.last_used_at, k.old_until, k.revoked_at
+        k.seconds_between_requests, k.tokens_per_request, k.output_units_per_request, k.limit_users,
+        k.created_at, k.expires_at, k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
     where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id;

@@ -182,6 +182,8 @@ create table public.ai_token_api_keys (
     seconds_between_requests numeric
         constraint key_seconds_positive check (seconds_between_requests > 0),
     tokens_per_request bigint constraint key_tokens_positive check (tokens_per_request > 0),
+    output_units_per_request bigint
+        constraint key_output_units_positive check (output_units_per_request > 0),
     limit_users boolean not null default false,
     created_at timestamptz not null,
     expires_at timestamptz,

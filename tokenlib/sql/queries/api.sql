@@ -16,7 +16,7 @@ select (a).*, window_name, window_allowed, window_left, window_ends_after from w
 
 -- name: can_use
 select * from tokenlib.api_can_use(%(caller)s, %(organization_id)s, %(user_id)s, %(feature)s,
-    %(units)s, %(mode)s)
+    %(units)s, %(output_units)s, %(mode)s)
 
 -- name: has_enough
 select tokenlib.api_has_enough(%(caller)s, %(organization_id)s, %(feature)s, %(units)s) as status

@@ -25,7 +25,7 @@ select * from tokenlib.refund(%(organization_id)s, %(usage_id)s, %(actor)s, %(re
 
 -- name: can_use
 select * from tokenlib.can_use(%(organization_id)s, %(user_id)s, %(feature)s, %(units)s,
-    %(limits)s, %(mode)s)
+    %(output_units)s, %(limits)s, %(mode)s)
 
 -- name: pays
 -- The plain case of has_enough: a wallet that is up to date and pays, read without calling a function.

@@ -48,7 +48,9 @@ order by 2, 1)
 -- name: keys
 -- Those that work first. Nothing of their secrets but what they begin with.
 select k.id, k.organization_id, o.name as organization, k.name, k.start, k.scopes,
-    coalesce(s.full_name, k.owner_id::text) as owner, k.created_at, k.expires_at, k.last_used_at,
+    coalesce(s.full_name, k.owner_id::text) as owner, k.requests_per_minute,
+    k.seconds_between_requests, k.tokens_per_request, k.output_units_per_request, k.limit_users,
+    k.created_at, k.expires_at, k.last_used_at,
     case when k.old_until > tokenlib.clock() then k.old_until end as old_until, k.revoked_at,
     case when k.revoked_at is not null then 'revoked'
         when k.expires_at <= tokenlib.clock() then 'expired' else 'good' end as state
