@@ -37,6 +37,9 @@ from tokenlib.errors import (
     UserPaused,
 )
 
+# Only `shared` is created at its first purchase and not before.
+NO_PACK = "shared has no wallet yet: no pack was ever bought"
+
 
 def usage(row: Row) -> Usage:
     """The charge that an `ok` answer speaks of."""

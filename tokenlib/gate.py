@@ -340,8 +340,7 @@ class GateVerbs(SpendVerbs, AttemptVerbs):
         known = self.catalog().token_types
         if token_type not in known:
             raise UnknownTokenType(token_type, known)
-        # Only `shared` is created at its first purchase and not before.
-        raise InvalidInput("token_type", "shared has no wallet yet: no pack was ever bought")
+        raise InvalidInput("token_type", answers.NO_PACK)
 
     def get_all_token_balances(self, organization: Id) -> tuple[Balance, ...]:
         """Every wallet of the organization, current, in the catalog's order."""

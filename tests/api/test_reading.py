@@ -6,6 +6,7 @@ import base64
 import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
+from uuid import uuid4
 
 import pytest
 
@@ -38,7 +39,6 @@ def test_balances_and_stats(api: Api, world: World, tokens: Tokens) -> None:
         stats = api.get(f"{world.path}/stats", who).json()
         assert (stats["totalBalance"], stats["totalReserved"], stats["totalUsed"]) == (244, 3, 3)
         assert len(stats["wallets"]) == 5
-    assert api.get(f"{world.path}/balances/nothing", world.member).status_code == 404
 
 
 def test_a_period_that_has_ended_is_refreshed(
@@ -234,7 +234,52 @@ def test_how_a_balance_came_to_be(api: Api, world: World, tokens: Tokens) -> Non
             }
         ]
     past = datetime(2020, 1, 1, tzinfo=UTC).isoformat()
-    assert api.get(f"{world.path}/explain/general", world.member, at=past).status_code == 404
+    early = api.get(f"{world.path}/explain/general", world.member, at=past)
+    assert (early.status_code, early.json()["code"]) == (404, "no_story")
+
+
+@pytest.mark.parametrize("name", ["feature", "tokenType"])
+def test_what_the_catalog_does_not_have_is_named(api: Api, world: World, name: str) -> None:
+    """To who may read there; anybody else hears what they hear of an organization that is none."""
+    asked = [(path, {name: "gold"}) for path in ("history", "entries")]
+    if name == "tokenType":
+        asked += [("balances/gold", {}), ("explain/gold", {})]
+    known = {"feature": "generate_goal", "tokenType": "goal_generation"}[name]
+    for path, query in asked:
+        for who in everyone(world):
+            answer = api.get(f"{world.path}/{path}", who, **query)
+            assert answer.status_code == 400, path
+            problem = answer.json()
+            assert problem["code"] == {"feature": "unknown_feature"}.get(name, "unknown_token_type")
+            assert problem[name] == "gold"
+            assert known in problem["known"]
+            assert [each["field"] for each in problem["errors"]] == [name]
+        [there, nowhere] = [
+            api.get(f"/organizations/{place}/{path}", world.member, **query).json()
+            | {"requestId": ""}
+            for place in (world.other, uuid4())
+        ]
+        assert there == nowhere
+        assert there["code"] == "not_found"
+
+
+def test_a_feature_of_an_adopted_log_is_found(
+    api: Api, world: World, token_database: TestDatabase, tokens: Tokens
+) -> None:
+    tokens.deduct_tokens(world.organization, world.user, "generate_goal")
+    with token_database.connect() as owner:
+        owner.execute("alter table ai_token_usage_log disable trigger user")
+        owner.execute("update ai_token_usage_log set feature_used = 'make_coffee'")
+    found = api.get(f"{world.path}/history", world.member, feature="make_coffee").json()
+    assert [row["feature"] for row in found["rows"]] == ["make_coffee"]
+
+
+def test_a_pack_that_was_never_bought_has_no_wallet(api: Api, world: World, tokens: Tokens) -> None:
+    answer = api.get(f"{world.path}/balances/shared", world.member)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_input")
+    assert answer.json()["detail"] == "tokenType shared has no wallet yet: no pack was ever bought."
+    tokens.upgrade_tokens(world.organization, "shared", 50)
+    assert api.get(f"{world.path}/balances/shared", world.member).json()["balance"] == 50
 
 
 def test_the_catalog(api: Api, world: World) -> None:

@@ -93,7 +93,10 @@ def test_refunds_are_not_for_members(api: Api, world: World, tokens: Tokens, boo
     usage = tokens.deduct_tokens(world.organization, world.user, "generate_goal")
     before = books()
     path = f"{world.path}/charges/{usage.id}/refund"
-    assert api.post(path, world.member, reason="mine").status_code == 404
+    refused = api.post(path, world.member, reason="mine")
+    assert (refused.status_code, refused.json()["code"]) == (403, "permission_denied")
+    assert refused.json()["detail"].startswith("Only staff may do this, and you are not staff.")
+    assert api.post(path, world.other_member, reason="mine").status_code == 404
     assert api.post(path, world.staff["support"], reason="kind").status_code == 403
     assert books() == before
     assert api.post(path, world.staff["admin"], reason="right").status_code == 200

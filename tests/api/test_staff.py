@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -75,6 +76,37 @@ def test_what_is_wrong_with_a_body_is_said_in_words(api: Api, world: World) -> N
     deep = api.client.post(url, content="[" * 30_000, headers=headers)
     assert (deep.status_code, deep.json()["code"]) == (400, "invalid_request")
     assert deep.json()["detail"] == "The body must be JSON, and not deeply nested."
+
+
+def test_a_member_hears_that_staff_may_do_it(api: Api, world: World, books: Books) -> None:
+    """In their own organization and where none is named; of another as of one that is not there."""
+    before = books()
+    acts: dict[str, dict[str, Any]] = {
+        "grants": {"tokenType": "general", "amount": 1},
+        "plan": {"plan": "enterprise"},
+        "status": {"status": "suspended"},
+        f"users/{world.user}/pause": {"paused": True},
+        "request-limit": {"requestsPerMinute": 5},
+    }
+    asked: list[tuple[str, dict[str, Any], int]] = []
+    for place, status in ((world.organization, 403), (world.other, 404), (uuid4(), 404)):
+        asked += [(f"/organizations/{place}/{path}", body, status) for path, body in acts.items()]
+        asked.append(("/switch", {"mode": "off", "organizationId": str(place)}, status))
+        key: dict[str, Any] = {"name": "N", "scopes": ["read"], "organizationId": str(place)}
+        asked.append(("/keys", key, status))
+    asked += [("/switch", {"mode": "off"}, 403), ("/keys", {"name": "N", "scopes": ["read"]}, 403)]
+    for key_id in (world.key_ids["own"], world.key_ids["other"], uuid4()):
+        asked += [(f"/keys/{key_id}/{verb}", {}, 403) for verb in ("rotate", "revoke")]
+    said: dict[int, set[str]] = {403: set(), 404: set()}
+    for path, body, status in asked:
+        answer = api.post(path, world.member, reason="a test", **body)
+        assert answer.status_code == status, (path, answer.text)
+        said[status].add(answer.json()["detail"])
+    assert said == {
+        403: {"Only staff may do this, and you are not staff. Ask whoever runs this service."},
+        404: {"There is nothing here that you may see."},
+    }
+    assert books() == before
 
 
 def test_support_gives_within_its_limit(api: Api, world: World, books: Books) -> None:

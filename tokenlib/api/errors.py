@@ -37,6 +37,8 @@ from tokenlib.errors import (
     TokenlibError,
     UnknownFeature,
     UnknownOrganization,
+    UnknownReservation,
+    UnknownUsage,
 )
 
 log = logging.getLogger("tokenlib")
@@ -94,6 +96,9 @@ CODES = {
     "missing_scope": (403, "The API key lacks the scope that the endpoint asks for."),
     "permission_denied": (403, "The caller may not do this."),
     "not_found": (404, "No such path, or nothing there that the caller may see."),
+    "unknown_usage": (404, "The organization has no such charge, or it is archived."),
+    "unknown_reservation": (404, "There is no such hold that the caller may end."),
+    "no_story": (404, "The wallet had no books at that time."),
     "method_not_allowed": (405, "The path takes other methods; Allow names them."),
     "too_slow": (408, "The body took too long to arrive."),
     "in_progress": (409, "Somebody holds a live reservation under this key."),
@@ -121,6 +126,16 @@ class NotYours(TokenlibError):
 
     def __init__(self) -> None:
         super().__init__(NOTHING)
+
+
+class NoStory(TokenlibError):
+    """A wallet that had no books at the time that was asked about."""
+
+    code = "no_story"
+    status = 404
+
+    def __init__(self) -> None:
+        super().__init__("The wallet had no books then. Ask for a later time, or leave out at.")
 
 
 class InFlight(TokenlibError):
@@ -280,6 +295,9 @@ def _new(error: TokenlibError) -> JSONResponse | None:
             errors = [{"field": field, "problem": said.rstrip(".")}]
             told = {name: value for name, value in error.data.items() if name != "field"}
             return problem(400, error.code, f"{field} {said.rstrip('.')}.", errors=errors, **told)
+        case UnknownUsage() | UnknownReservation():
+            # Looked for in an organization where the caller may: elsewhere nobody looks.
+            return problem(404, error.code, error.message, **_data(error.data))
         case NotFound() | NotYours():
             return problem(404, "not_found", NOTHING)
         case NotAMember():

@@ -35,6 +35,7 @@ def places(path: str) -> dict[str, str]:
     """The ids that a path names, as the errors call them: a problem does not repeat them."""
     parts = path.partition("?")[0].split("/")
     names = {"organizations": "organization_id", "users": "user_id", "charges": "usage_id"}
+    names["reservations"] = "reservation_id"
     return {names[part]: name for part, name in pairwise(parts) if part in names}
 
 

@@ -19,6 +19,7 @@ from tokenlib.errors import (
     NotFound,
     PermissionDenied,
     TokenlibError,
+    UnknownOrganization,
 )
 
 T = TypeVar("T")
@@ -61,6 +62,8 @@ def error(problem: Mapping[str, Any], status: int, asked: Mapping[str, Any]) -> 
         field = str(wrong[0]["field"])
         field = "idempotency_key" if field == "Idempotency-Key" else snake(field)
         said |= {"field": field, "problem": wrong[0]["problem"]}
+    if code == NotFound.code and "organization_id" in asked:
+        kind = UnknownOrganization  # of what is in it the API has codes of their own
     kind = kind or _BY_STATUS.get(status, TokenlibError)
     if status == 401:
         message = "The server refuses the API key: it is wrong, revoked or has expired."

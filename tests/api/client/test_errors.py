@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_type_hints
 from uuid import UUID, uuid4
@@ -15,7 +16,7 @@ from tests.api.flaky import Flaky
 from tokenlib import Client, errors
 from tokenlib.api.errors import CODES, _camel, _data, problem
 from tokenlib.client import wire
-from tokenlib.domain import Usage
+from tokenlib.domain import Reservation, Usage
 from tokenlib.errors import (
     AlreadyRefunded,
     DatabaseUnavailable,
@@ -27,6 +28,7 @@ from tokenlib.errors import (
     NotFound,
     TokenlibError,
     UnknownFeature,
+    UnknownOrganization,
 )
 from tokenlib.tokens import Tokens
 
@@ -69,7 +71,7 @@ def test_every_error_comes_back_as_it_was(kind: type[TokenlibError]) -> None:
     # What the API leaves out, since the caller has said it.
     asked = {
         name: str(getattr(thrown, name))
-        for name in ("organization_id", "user_id", "idempotency_key")
+        for name in ("organization_id", "user_id", "idempotency_key", "usage_id", "reservation_id")
         if hasattr(thrown, name)
     }
     told = json.loads(
@@ -109,8 +111,9 @@ def test_refusals_carry_what_a_person_needs(
     with pytest.raises(NotAMember) as stranger:
         client.deduct_tokens(org, who := uuid4(), "generate_goal")
     assert (stranger.value.organization_id, stranger.value.user_id) == (org, who)
-    with pytest.raises(NotFound):
-        client.deduct_tokens(uuid4(), user, "generate_goal")
+    with pytest.raises(UnknownOrganization) as nowhere:
+        client.deduct_tokens(no_org := uuid4(), user, "generate_goal")
+    assert nowhere.value.organization_id == no_org
     small = tokens.create_organization("Small", "starter")
     with pytest.raises(FeatureNotInPlan) as starter:
         client.deduct_tokens(small, tokens.add_member(small, "A", "a@example.org"), "generate_goal")
@@ -123,6 +126,55 @@ def test_refusals_carry_what_a_person_needs(
     with pytest.raises(AlreadyRefunded) as refunded:
         client.refund(usage.id, "empty", organization=org)
     assert refunded.value.usage_id == usage.id
+
+
+HELD = Reservation(
+    UUID(int=1), UUID(int=0), UUID(int=2), "generate_goal", "goal_generation", 1, 3, 17,
+    datetime(2026, 4, 1, tzinfo=UTC),
+)  # fmt: skip
+Gate = Client | Tokens
+CALLS: dict[str, Callable[[Gate, UUID, UUID], object]] = {
+    "balance of an unknown type": lambda c, o, _: c.get_token_balance(o, "gold"),
+    "balance of a pack": lambda c, o, _: c.get_token_balance(o, "shared"),
+    "balance elsewhere": lambda c, *_: c.get_token_balance(UUID(int=1), "general"),
+    "balances elsewhere": lambda c, *_: c.get_all_token_balances(UUID(int=1)),
+    "stats elsewhere": lambda c, *_: c.get_token_stats(UUID(int=1)),
+    "enough of an unknown feature": lambda c, o, _: c.has_enough_tokens(o, "make_coffee"),
+    "enough elsewhere": lambda c, *_: c.has_enough_tokens(UUID(int=1), "generate_goal"),
+    "can_use of an unknown feature": lambda c, o, u: c.can_use(o, u, "make_coffee"),
+    "can_use elsewhere": lambda c, _, u: c.can_use(UUID(int=1), u, "generate_goal"),
+    "can_use of a stranger": lambda c, o, _: c.can_use(o, UUID(int=1), "generate_goal"),
+    "charge of an unknown feature": lambda c, o, u: c.deduct_tokens(o, u, "make_coffee"),
+    "charge elsewhere": lambda c, _, u: c.deduct_tokens(UUID(int=1), u, "generate_goal"),
+    "charge too dear": lambda c, o, u: c.deduct_tokens(o, u, "generate_goal", 9),
+    "hold of a stranger": lambda c, o, _: c.reserve(o, UUID(int=1), "generate_goal"),
+    "an unknown hold deducted": lambda c, o, _: c.deduct(replace(HELD, organization_id=o)),
+    "an unknown hold released": lambda c, o, _: c.release(replace(HELD, organization_id=o)),
+    "an unknown charge": lambda c, o, _: c.refund(UUID(int=1), "empty", organization=o),
+    "a charge elsewhere": lambda c, *_: c.refund(UUID(int=1), "x", organization=UUID(int=2)),
+    "grant of an unknown type": lambda c, o, _: c.grant(o, "gold", 1, reason="a test"),
+    "grant elsewhere": lambda c, *_: c.grant(UUID(int=1), "general", 1, reason="a test"),
+    "an unknown plan": lambda c, o, _: c.change_plan(o, "gold", reason="a test"),
+    "output units": lambda c, o, u: c.deduct_tokens(
+        o, u, "generate_goal", metadata={"output_units": "9"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_mistake_is_the_same_error(
+    client: Client, tokens: Tokens, org: UUID, user: UUID, name: str
+) -> None:
+    """Of the same kind and about the same thing, with the library and over HTTP."""
+    with pytest.raises(TokenlibError) as near:
+        CALLS[name](tokens, org, user)
+    with pytest.raises(TokenlibError) as far:
+        CALLS[name](client, org, user)
+    assert type(far.value) is type(near.value)
+    assert vars(far.value) | {"message": "", "data": {}} == vars(near.value) | {
+        "message": "",
+        "data": {},
+    }
 
 
 @pytest.mark.parametrize(

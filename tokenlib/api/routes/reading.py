@@ -8,10 +8,12 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query
 
+from tokenlib import answers
 from tokenlib.api import schemas as s
 from tokenlib.api.cursors import ChargePlace, EntryPlace
 from tokenlib.api.door import Door, OrganizationId, Read, door, named
-from tokenlib.api.errors import NotYours
+from tokenlib.api.errors import NoStory
+from tokenlib.errors import InvalidInput, UnknownFeature, UnknownTokenType
 
 router = APIRouter(
     prefix="/v1", tags=["Reading"], route_class=Door, generate_unique_id_function=named
@@ -63,7 +65,8 @@ def balance(organization_id: OrganizationId, token_type: TokenType, read: Read) 
     """One wallet, current."""
     wallets = read.balances(organization_id, token_type)
     if not wallets:
-        raise NotYours
+        _known(read, token_type=token_type)
+        raise InvalidInput("token_type", answers.NO_PACK)
     return s.Wallet.model_validate(wallets[0])
 
 
@@ -97,6 +100,8 @@ def history(
         feature=feature,
         token_type=token_type,
     )
+    if not rows:
+        _known(read, feature, token_type)
     page, last = _page(rows, limit)
     return s.History.of(page, ChargePlace.of(last).text() if last else None)
 
@@ -131,8 +136,22 @@ def entries(
         since=since,
         until=until,
     )
+    if not rows:
+        _known(read, feature, token_type)
     page, last = _page(rows, limit)
     return s.Entries.of(page, EntryPlace.of(last).text() if last else None)
+
+
+def _known(read: Read, feature: str | None = None, token_type: str | None = None) -> None:
+    """Raise UnknownFeature or UnknownTokenType for what is not in the catalog.
+
+    Asked where nothing was found: an adopted log has features that no catalog ever had.
+    """
+    catalog = read.tokens.catalog()
+    if feature is not None and feature not in catalog.features:
+        raise UnknownFeature(feature, catalog.features)
+    if token_type is not None and token_type not in catalog.token_types:
+        raise UnknownTokenType(token_type, catalog.token_types)
 
 
 def _page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], T | None]:
@@ -150,5 +169,6 @@ def explain(
     """How a balance came to be, now or at a past moment."""
     story = read.reports(organization_id).explain(organization_id, token_type, at)
     if story is None:
-        raise NotYours
+        _known(read, token_type=token_type)
+        raise NoStory
     return s.Explanation.of(story)

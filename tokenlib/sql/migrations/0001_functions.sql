@@ -2749,6 +2749,14 @@ begin
         a.status := 'in_flight';
         return;
     end if;
+    -- A person hears what is missing, but nothing of an organization that is not theirs.
+    if v_scope = 'admin' and tokenlib.standing(p_caller, p_organization, 'admin') is null
+        and (tokenlib.standing(p_caller, p_organization, 'check') = 'member'
+            or (p_organization is null
+                and not exists (select from public.ai_token_api_keys where id = p_caller))) then
+        raise exception 'Only staff may do this, and you are not staff. Ask whoever runs this service.'
+            using errcode = 'TK403';
+    end if;
     -- A key is named by its id: whose it is says the table, not the caller.
     if p_verb in ('rotate_key', 'revoke_key') then
         select organization_id into v_target from public.ai_token_api_keys
