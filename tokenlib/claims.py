@@ -77,6 +77,18 @@ class StaffClaims:
                 self._told.clear()
             self._told[key] = self._clock() + TELL_SECONDS
 
+    def elsewhere(self, user_id: UUID, issuer: object) -> bool:
+        """Whether somebody is staff by the claims of another issuer than that of their token.
+
+        Then this token has none of those rights: whoever can sign as one issuer would have the
+        staff of the others. Raises what the database raises.
+        """
+        self._looked_at(str(issuer))
+        if not self._names:
+            return False
+        asked = {"user_id": user_id, "issuer": str(issuer)}
+        return bool(self._get_database().rows(statements("system")["staff_elsewhere"], asked))
+
     def _looked_at(self, issuer: str) -> list[str]:
         """The claims of the issuer that count for something."""
         database = self._get_database()

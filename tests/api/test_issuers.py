@@ -210,6 +210,77 @@ def test_a_claim_of_its_issuer_makes_staff(
 
 
 @pytest.mark.usefixtures("staff_by_claim")
+def test_what_one_issuer_claims_no_other_issuer_s_token_has(
+    member: Member, issuer: Issuer, token_database: TestDatabase
+) -> None:
+    """Else whoever can sign as one issuer would have the staff of every other."""
+    sub, now = str(uuid4()), int(time.time()) - 9
+    place = f"/api/v1/organizations/{member.organization}"
+    mine = bearer(
+        {
+            "sub": sub,
+            "iss": SUPABASE,
+            "aud": "second",
+            "iat": now,
+            "app_metadata": {"role": "tokens"},
+        },
+        SECOND_SECRET,
+    )
+    # One that maps nothing, one that maps another claim, and one whose own claim would give less.
+    others = [
+        bearer({"sub": sub, "iat": now}),
+        issuer.sign(sub, iss=KEYS, aud="third", iat=now),
+        issuer.sign(sub, iss=KEYS, aud="third", iat=now, groups=["help"]),
+    ]
+
+    def tries(headers: dict[str, str]) -> list[int]:
+        write = headers | {"Idempotency-Key": str(uuid4())}
+        body = {"plan": "enterprise", "reason": "asked"}
+        off = {"mode": "off", "reason": "asked"}
+        answers = [
+            member.client.get(f"{place}/balances", headers=headers),
+            member.client.get(f"{place}/history", headers=headers),
+            member.client.get("/api/v1/keys", headers=headers),
+            member.client.get("/api/v1/metrics", headers=headers),
+            member.client.post(f"{place}/plan", json=body, headers=write),
+            member.client.post("/api/v1/switch", json=off, headers=write),
+        ]
+        return [answer.status_code for answer in answers]
+
+    assert tries(others[0]) == [404, 404, 200, 403, 404, 403]
+    assert tries(mine) == [200] * 6
+    for headers in others:
+        assert tries(headers) == [403] * 6
+    refused = member.client.get(f"{place}/balances", headers=others[0]).json()
+    assert refused["code"] == "permission_denied"
+    assert refused["detail"] == (
+        "You are staff by the claims of another issuer. Send a JWT of that one."
+    )
+    # Also once nobody maps the claim any more, and in a process that has just begun.
+    with token_database.connect() as owner:
+        owner.execute("delete from tokenlib_staff_claims")
+    assert tries(others[0]) == [403] * 6
+    with token_database.connect() as owner:
+        owner.execute("update tokenlib_staff set until = now() where user_id = %s", (sub,))
+    assert tries(others[0])[:2] == [404, 404]
+
+
+@pytest.mark.usefixtures("staff_by_claim")
+def test_who_is_staff_by_hand_has_it_by_every_issuer(
+    member: Member, issuer: Issuer, token_database: TestDatabase
+) -> None:
+    sub = str(uuid4())
+    with token_database.connect() as owner:
+        owner.execute(
+            "insert into tokenlib_staff (user_id, email, full_name, role)"
+            " values (%s, 'a@example.org', 'Ada', 'admin')",
+            (sub,),
+        )
+    for headers in (bearer({"sub": sub}), issuer.sign(sub, iss=KEYS, aud="third", iat=1)):
+        assert status(member, headers) == 200
+
+
+@pytest.mark.usefixtures("staff_by_claim")
 def test_a_member_is_asked_nothing_more_by_a_claim(member: Member, issuer: Issuer) -> None:
     for name, headers in right(member, issuer).items():
         assert status(member, headers) == 200, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -24,7 +25,8 @@ from tokenlib.errors import DatabaseUnavailable
 from tokenlib.testing import TestDatabase
 from tokenlib.tokens import Tokens
 
-NOW = 1_800_000_000.0
+# Not far from the clock of the database, for which a token must not come from the future.
+NOW = float(int(time.time()))
 SETTINGS = SignIn(
     issuer="https://id.example.org",
     client_id="console",
@@ -312,6 +314,30 @@ def test_a_claim_that_the_owner_names_makes_staff(
     database = process.gate.tokens().database
     monkeypatch.setattr(signin, "staff_claims", StaffClaims(lambda: database))
     assert title(app.run()) == Closed.UNKNOWN.value
+
+
+@pytest.mark.parametrize("user_claim", [None, "person"])
+def test_what_another_issuer_claims_gives_nothing_here(
+    door: Callable[..., Enter], token_database: TestDatabase, user_claim: str | None
+) -> None:
+    """By the user's id and by the address: the rights are their issuer's."""
+    enter, person = door(user_claim=user_claim), uuid4()
+    with token_database.connect() as owner:
+        owner.execute(
+            "insert into tokenlib_staff (user_id, email, full_name, role, issuer, until, signed_at)"
+            " values (%s, 'grace@example.org', 'Grace', 'admin', 'https://id.example.com',"
+            " now() + interval '1 hour', now())",
+            (person,),
+        )
+    app = enter(claims("grace@example.org", person=str(person)), "settings.py")
+    assert title(app) == Closed.ELSEWHERE.value
+    assert shows_nothing(app)
+    with token_database.connect() as owner:
+        owner.execute(
+            "update tokenlib_staff set issuer = 'https://id.example.org' where user_id = %s",
+            (person,),
+        )
+    assert title(app.run()) == "Settings"
 
 
 @pytest.mark.usefixtures("admins_by_claim")

@@ -129,6 +129,10 @@ def test_nobody_but_the_owner_says_which_claims_count(owner: psycopg.Connection)
         "{email}",
         "{nickname}",
         "{}",
+        '{""}',
+        '{groups,""}',
+        "{groups,null}",
+        "{null}",
     ],
 )
 def test_what_people_write_themselves_cannot_be_named(
@@ -136,6 +140,15 @@ def test_what_people_write_themselves_cannot_be_named(
 ) -> None:
     with pytest.raises(psycopg.errors.CheckViolation):
         allow(owner, claim, "admin", "admin")
+
+
+@pytest.mark.parametrize("row", [("", "admins"), (ISSUER, ""), (ISSUER, " "), (" ", "admins")])
+def test_what_says_nothing_cannot_be_named(owner: psycopg.Connection, row: tuple[str, str]) -> None:
+    issuer, value = row
+    with pytest.raises(psycopg.errors.CheckViolation):
+        owner.execute(
+            "insert into tokenlib_staff_claims values (%s, '{roles}', %s, 'admin')", (issuer, value)
+        )
 
 
 def test_the_database_is_asked_once_a_minute(teller: Teller, owner: psycopg.Connection) -> None:
@@ -185,6 +198,36 @@ def test_a_newer_token_without_the_claim_ends_it(teller: Teller) -> None:
     assert teller.role() == "support"
     teller.tell(1, groups="people")
     assert teller.role() == "support"
+
+
+def test_a_token_from_the_future_gives_nothing_and_is_newer_than_none(teller: Teller) -> None:
+    """But for the minute by which clocks differ."""
+    teller.tell(3600, groups="admins")
+    assert teller.role() is None
+    teller.tell(50, groups="admins")
+    assert teller.role() == "admin"
+    teller.tell(3600, groups="people")  # ends nothing
+    assert teller.role() == "admin"
+    teller.tell(51, groups="people")
+    assert teller.role() is None
+
+
+def test_staff_by_a_claim_are_so_by_its_issuer_alone(
+    teller: Teller, owner: psycopg.Connection, token_clock: TestClock
+) -> None:
+    claims = StaffClaims(lambda: teller.tokens.database)
+    other = "https://id.example.com"
+    assert not claims.elsewhere(teller.user, other)
+    teller.tell(groups="admins")
+    assert not claims.elsewhere(teller.user, ISSUER)
+    assert not claims.elsewhere(uuid4(), other)
+    for issuer in (other, None, ISSUER + "/"):
+        assert claims.elsewhere(teller.user, issuer)
+    owner.execute("delete from tokenlib_staff_claims")
+    begun = StaffClaims(lambda: teller.tokens.database)
+    assert begun.elsewhere(teller.user, other)
+    token_clock.advance(timedelta(minutes=61))
+    assert not begun.elsewhere(teller.user, other)
 
 
 def test_another_issuer_neither_gives_nor_ends_it(teller: Teller) -> None:

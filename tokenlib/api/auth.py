@@ -19,7 +19,7 @@ from fastapi.datastructures import Headers
 
 from tokenlib.claims import StaffClaims
 from tokenlib.config import MIN_SECRET_BYTES, JwtIssuer, Settings
-from tokenlib.errors import ConfigurationError
+from tokenlib.errors import ConfigurationError, PermissionDenied
 from tokenlib.keys import PREFIX
 from tokenlib.tokens import Tokens
 
@@ -47,12 +47,19 @@ class Authentication:
         self._claims = StaffClaims(lambda: get_tokens().database)
 
     def caller(self, headers: Headers) -> Caller:
-        """Who calls, person or key. May ask the database or the issuer: not for the event loop."""
+        """Who calls, person or key. May ask the database or the issuer: not for the event loop.
+
+        Raises PermissionDenied for whoever is staff by the claims of another issuer.
+        """
         shown = _bearer(headers, "a JWT or an API key")
         if not shown.startswith(PREFIX):
             claims = self._jwt.claims(shown)
             user_id = _user_id(claims)
             self._claims.tell(user_id, claims)
+            if self._claims.elsewhere(user_id, claims["iss"]):
+                raise PermissionDenied(
+                    "You are staff by the claims of another issuer. Send a JWT of that one."
+                )
             return Caller(user_id, "person")
         key = self._get_tokens().key_of(shown)
         if key is None:
@@ -62,7 +69,14 @@ class Authentication:
     def user_id(self, headers: Headers) -> UUID:
         """The person who calls: the two old endpoints know no other callers."""
         self._jwt.require()
-        return self._jwt.read(_bearer(headers, "<JWT>"))
+        shown = _bearer(headers, "<JWT>")
+        if shown.startswith(PREFIX):
+            raise _unauthorized(
+                "This call takes the JWT of a person. With an API key call"
+                " /api/v1/organizations/{organizationId}/charges, /has-enough or /stats",
+                rejected=True,
+            )
+        return self._jwt.read(shown)
 
     def known_user(self, shown: str) -> UUID | None:
         """Whose JWT this is, if that can be told at once; `user_id` tells what is wrong with it."""

@@ -90,7 +90,10 @@ def somebody() -> Person | Closed:
         if isinstance(identity, Closed):
             return identity
         signin.tell_claims(settings.sign_in, identity)
-        return _person(identity)
+        person = _person(identity)
+        if isinstance(person, Person) and signin.elsewhere(person.user_id):
+            return Closed.ELSEWHERE
+        return person
     if not settings.demo_people:
         return Closed.NO_SIGN_IN
     persona = demo.PERSONAS.get(str(st.session_state.get(PERSONA)))

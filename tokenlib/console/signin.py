@@ -48,6 +48,7 @@ class Closed(Enum):
     UNVERIFIED = "E-mail address not verified"
     UNKNOWN = "No access yet"
     AMBIGUOUS = "More than one match"
+    ELSEWHERE = "Staff by another provider"
 
 
 ADVICE = {
@@ -67,6 +68,8 @@ ADVICE = {
     Closed.AMBIGUOUS: "This e-mail address belongs to more than one person here, so it does not say"
     " who you are. Ask the operator of this console to leave it with one of them, or to have people"
     " known by their user id.",
+    Closed.ELSEWHERE: "Another identity provider says that you are staff. Sign in with that one, or"
+    " come back here an hour after you last used it.",
 }
 """What that means, and what to do."""
 
@@ -220,6 +223,11 @@ def tell_claims(settings: SignIn, identity: Identity) -> None:
         # People who are their address have no id yet: one that is their account's at the provider.
         account_id = uuid5(NAMESPACE_URL, f"{claims.get('iss')}#{claims.get('sub')}")
         staff_claims.tell(account_id, claims, identity.email)
+
+
+def elsewhere(user_id: UUID) -> bool:
+    """Whether somebody is staff by another provider than the one that they are signed in with."""
+    return staff_claims.elsewhere(user_id, st.user.get("iss"))
 
 
 def account() -> str:

@@ -17,6 +17,8 @@ declare
 begin
     if p_issued is null or v_until is null or v_until <= v_now then
         return 'over';
+    elsif p_issued > v_now + interval '1 minute' then
+        return 'early';  -- clocks differ; a token from the future would be newer than all that come
     elsif v_role is null and not exists (select from public.tokenlib_staff
         where user_id = p_user and issuer = p_issuer and until > v_now) then
         return 'none';

@@ -158,6 +158,8 @@ create table public.tokenlib_staff_claims (
     value text not null,                       -- the claim itself, or one of its list
     role text not null constraint staff_claim_role check (role in ('admin', 'support')),
     primary key (issuer, claim, value),
+    constraint staff_claim_said check (issuer ~ '\S' and value ~ '\S'
+        and '' <> all (claim) and array_position(claim, null) is null),
     -- What people write themselves at their provider makes nobody staff.
     constraint staff_claim_of_the_provider check (cardinality(claim) > 0
         and array_to_string(claim, ' ') !~* '(user|unsafe)_?meta_?data'

@@ -29,8 +29,20 @@ select user_id, staff_role, organization_id, full_name, email from tokenlib.whoa
 select tokenlib.sign_out(%(session)s, %(life)s) as done
 
 -- name: staff_claims
--- Which claims of which issuers are looked at: the first step of their paths.
-select issuer, array_agg(distinct claim[1]) as names from public.tokenlib_staff_claims group by issuer
+-- Which claims of which issuers are looked at: the first step of their paths. None of an issuer that
+-- nobody maps any more, while what it gave lasts.
+select issuer, coalesce(array_agg(distinct claim[1]) filter (where claim[1] is not null), '{}') as names
+from (
+    select issuer, claim from public.tokenlib_staff_claims
+    union all
+    select issuer, '{}' from public.tokenlib_staff where until > tokenlib.clock()
+) as counting
+group by issuer
+
+-- name: staff_elsewhere
+-- Whether somebody is staff by what another issuer claims of them.
+select true as found from public.tokenlib_staff
+where user_id = %(user_id)s and until > tokenlib.clock() and issuer is distinct from %(issuer)s
 
 -- name: staff_by_claim
 select tokenlib.staff_by_claim(%(issuer)s, %(user_id)s, %(claims)s, %(email)s, %(name)s,
