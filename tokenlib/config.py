@@ -39,7 +39,7 @@ _JWT = (
     "TOKENLIB_JWT_SECRET",
     "TOKENLIB_JWT_JWKS_URL",
 )
-_NUMBERED = re.compile(f"(?:{'|'.join(_JWT)})_([0-9]+)")
+_NUMBERED = re.compile(f"(?:{'|'.join(_JWT)})_([1-9][0-9]*)")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,16 @@ class JwtIssuer:
     def from_env(cls, environ: Mapping[str, str]) -> tuple[JwtIssuer, ...]:
         """The issuers beside the first: the same variables with a number behind.
 
-        Raises ConfigurationError for one that is not whole.
+        Raises ConfigurationError for one that is not whole, and for a name that nobody reads.
         """
+        for name in sorted(environ):
+            ours = name in _JWT or _NUMBERED.fullmatch(name)
+            if name.startswith("TOKENLIB_JWT_") and not ours and _text(environ, name):
+                raise ConfigurationError(
+                    f"{name} is not known, so nobody would read it. Known are {', '.join(_JWT)},"
+                    " and for further issuers the same with a number behind, such as"
+                    " TOKENLIB_JWT_ISSUER_2."
+                )
         numbers = {found[1] for name in environ if (found := _NUMBERED.fullmatch(name))}
         issuers = []
         for number in sorted(numbers, key=lambda number: (len(number), number)):

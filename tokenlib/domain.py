@@ -281,11 +281,11 @@ def uses_left(balance: int, cost: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass, UUID, time or Decimal as plain JSON-ready data."""
+    """A dataclass, UUID, time or Decimal as plain JSON-ready data. Times in UTC end with Z."""
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, datetime):
-        return value.isoformat()
+        return value.isoformat().replace("+00:00", "Z")
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, Mapping):

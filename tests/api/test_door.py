@@ -10,6 +10,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tokenlib.db import statements
+from tokenlib.errors import PermissionDenied
 from tokenlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ def test_who_may_not_is_refused_also_by_the_database(
     for kind, caller in wrong.items():
         for place in (world.organization, None):
             if verb in SPENDING and place is None:
+                continue
+            if place is None and kind in ("other member", "nobody"):
+                with pytest.raises(PermissionDenied, match="Only staff may do this"):
+                    write(tokens, caller, verb, world, place)
                 continue
             assert write(tokens, caller, verb, world, place)["status"] == "not_yours", kind
     assert books() == before

@@ -184,6 +184,14 @@ MOMENT = "2026-01-01T00:00:00+00:00"
         ({"cursor": cursor(MOMENT, "general", "9" * 20, "1", NOBODY)}, "cursor"),
         ({"cursor": cursor(MOMENT, "general", "1", "-1", NOBODY)}, "cursor"),
         ({"since": "2026-01-01T00:00:00"}, "since"),
+        ({"since": "1767225600"}, "since"),
+        ({"since": "1767225600.5"}, "since"),
+        ({"since": "2026-01-01"}, "since"),
+        ({"since": "2026-01-01T00:00:00 00:00"}, "since"),
+        ({"since": "2026-01-01T00:00:00[Europe/Berlin]"}, "since"),
+        ({"since": "yesterday"}, "since"),
+        ({"until": "9"}, "until"),
+        ({"limit": ["5", "5"]}, "limit"),
         ({"tokenType": "a\x00b"}, "tokenType"),
         ({"organizationId": "x"}, "organizationId"),
         ({"order": "asc"}, "order"),
@@ -195,6 +203,9 @@ def test_a_query_that_is_wrong_is_told(
     answer = api.get(f"{world.path}/{path}", world.member, **query)
     assert answer.status_code == 400
     assert answer.json()["errors"][0]["field"] == field
+    assert answer.json()["detail"].startswith(f"{field} ")
+    if field in ("since", "until"):
+        assert "2026-04-01T00:00:00Z" in answer.json()["detail"]
 
 
 def test_a_cursor_of_another_organization_shows_nothing_of_it(

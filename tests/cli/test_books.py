@@ -155,5 +155,5 @@ def test_stats_shows_each_wallet_and_the_totals(
     found = shell.json("stats", organization)
     assert found["organization_id"] == str(organization)
     assert (found["total_balance"], found["total_used"]) == (2393, 3)
-    assert found["refresh_date"] == "2026-03-31T12:00:00+00:00"
+    assert found["refresh_date"] == "2026-03-31T12:00:00Z"
     assert [wallet["balance"] for wallet in found["by_type"]] == [500, 197, 1000, 196, 500]

@@ -48,7 +48,7 @@ def test_a_past_moment_is_told_as_it_was(shell: Shell, acme: UUID, at: str) -> N
     found = shell.json("explain", acme, "goal_generation", "--at", at)
     assert (found["opening"], found["balance"], found["held"], found["used"]) == (20, 17, 0, 3)
     assert (found["allocated"], found["closes"]) == (20, True)
-    assert found["at"] == "2026-03-01T12:30:00+00:00"
+    assert found["at"] == "2026-03-01T12:30:00Z"
     assert [(line["kind"], line["tokens"]) for line in found["lines"]] == [("charge", -3)]
 
 

@@ -177,6 +177,26 @@ def test_issuers_beside_the_first_have_a_number() -> None:
             Settings.from_env(numbered(2, **wrong))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ISSUER_02",
+        "ISSUER_X",
+        "ISSUER_0",
+        "ISSUER_",
+        "ISSUER_2_",
+        "ISSUER2",
+        "SECRETS",
+        "AUDIENCE-2",
+    ],
+)
+def test_a_setting_of_jwts_that_nobody_reads_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"TOKENLIB_JWT_ISSUER_2\.") as refused:
+        Settings.from_env({f"TOKENLIB_JWT_{name}": "https://b.example"})
+    assert str(refused.value).startswith(f"TOKENLIB_JWT_{name} is not known")
+    assert Settings.from_env({f"TOKENLIB_JWT_{name}": " "}).jwt_issuers == ()
+
+
 def test_no_secret_shows_in_the_repr_or_in_an_error() -> None:
     environ = {
         "TOKENLIB_DATABASE_URL": "postgresql://service:hidden-1@db.example/app",

@@ -88,11 +88,11 @@ def test_plain_is_ready_for_json() -> None:
             "tokens_deducted": 3,
             "tokens_waived": 0,
             "remaining_balance": 17,
-            "created_at": "2026-03-01T12:00:00+00:00",
+            "created_at": "2026-03-01T12:00:00Z",
             "replayed": False,
             "booked": True,
         },
-        "00000000-0000-0000-0000-000000000001": ["2026-03-01T12:00:00+00:00", [1, None, True, "é"]],
+        "00000000-0000-0000-0000-000000000001": ["2026-03-01T12:00:00Z", [1, None, True, "é"]],
     }
 
 

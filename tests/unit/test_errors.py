@@ -144,7 +144,7 @@ def test_refusals_carry_what_a_person_needs() -> None:
         "token_type": "goal_generation",
         "needed": 3,
         "available": 2,
-        "refresh_date": "2026-03-01T12:00:00+00:00",
+        "refresh_date": "2026-03-01T12:00:00Z",
     }
     assert "refresh on" not in str(InsufficientTokens("shared", 3, 2, None))
     assert RateLimited("tokens_per_request", 10, None).retry_after is None

@@ -24,7 +24,8 @@ from starlette.routing import Mount
 
 from tokenlib.api import create_app
 from tokenlib.api.connection import Patient
-from tokenlib.api.errors import NO_PATH, problem
+from tokenlib.api.errors import FAILED, NO_PATH, problem, request_id
+from tokenlib.api.guard import named
 from tokenlib.api.lines import handler
 from tokenlib.config import Settings
 from tokenlib.errors import TokenlibError
@@ -138,6 +139,15 @@ async def _end_with_parent() -> None:
             return
 
 
-async def _nothing(_: Request, error: Exception) -> Response:
+async def _nothing(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
-    return problem(status, "not_found" if status == 404 else "failed", NO_PATH)
+    # Outside the API nobody has given the request an id.
+    name = named(request.scope)
+    reset = request_id.set(name)
+    try:
+        said = ("not_found", NO_PATH) if status == 404 else ("failed", FAILED)
+        answer = problem(status, *said)
+    finally:
+        request_id.reset(reset)
+    answer.headers["X-Request-Id"] = name
+    return answer

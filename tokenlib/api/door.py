@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from tokenlib import answers
 from tokenlib.api.auth import Authentication, Caller
 from tokenlib.api.errors import OLD_PATHS, InFlight, MissingScope, NotYours, problem
+from tokenlib.api.strict import StrictRequest, check, credentials_once
 from tokenlib.db import Row, statements
 from tokenlib.domain import Balance, Scope, plain
 from tokenlib.errors import InvalidInput, TokenlibError, UnknownFeature, UnknownOrganization
@@ -62,18 +63,20 @@ class Door(APIRoute):
         params = self.dependant.query_params
         known = {param.alias for param in params}
 
+        has_body = self.body_field is not None
+
         async def behind(request: Request) -> Response:
+            request = StrictRequest(request.scope, request.receive)
             if scope != "nobody":
+                credentials_once(request)
                 request.state.caller = await _admit(request, scope)
+            check(request, has_body)
             unknown = sorted(set(request.query_params) - known)
             if unknown:
-                errors = [{"field": name[:100], "problem": "is not known"} for name in unknown]
-                return problem(
-                    400,
-                    "invalid_request",
-                    f"{errors[0]['field']} is not known.",
-                    errors=errors[:20],
-                )
+                said = "is not known: leave it out"
+                errors = [{"field": name[:100], "problem": said} for name in unknown[:20]]
+                detail = f"{errors[0]['field']} {said}."
+                return problem(400, "invalid_request", detail, errors=errors)
             try:
                 return await handle(request)
             except (RequestValidationError, HTTPException, InvalidInput, NotYours) as error:

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 
-from tokenlib.api.schemas import NOT_BLANK
+from tokenlib.api.faults import fault
+from tokenlib.api.strict import Twice
 from tokenlib.domain import plain
 from tokenlib.errors import (
     DatabaseUnavailable,
@@ -76,6 +77,7 @@ _BY_STATUS = {
     405: "method_not_allowed",
     408: "too_slow",
     413: "too_large",
+    415: "unsupported_media_type",
     500: "failed",
     503: "unavailable",
 }
@@ -109,6 +111,7 @@ CODES = {
     "nothing_to_refund": (409, "The charge cost no tokens."),
     "api_key_over": (409, "The API key is revoked or has expired."),
     "too_large": (413, "The body is larger than 64 KiB."),
+    "unsupported_media_type": (415, "The body is not UTF-8 JSON, or does not say so."),
     "idempotency_conflict": (422, "The Idempotency-Key was used for another request."),
     "rate_limited": (429, "A limit was reached; Retry-After says when, if it helps."),
     "failed": (500, "The server failed; try again later, with the same Idempotency-Key."),
@@ -155,7 +158,10 @@ class MissingScope(TokenlibError):
     status = 403
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"The API key lacks the scope {scope}.", scope=scope)
+        super().__init__(
+            f"The API key lacks the scope {scope}. Use a key that has it; an admin makes one.",
+            scope=scope,
+        )
 
 
 def problem(
@@ -207,6 +213,7 @@ def old_problem(error: ValidationError) -> str:
 def register(api: FastAPI) -> None:
     """Answer HTTP errors, bad input and tokenlib's errors, each in the form of its endpoint."""
     api.exception_handler(HTTPException)(_http)
+    api.exception_handler(Twice)(_twice)
     api.exception_handler(RequestValidationError)(_invalid)
     api.exception_handler(TokenlibError)(tokenlib_error)
 
@@ -226,25 +233,16 @@ async def _http(request: Request, error: HTTPException) -> JSONResponse:
     return problem(status, _BY_STATUS.get(status, "failed"), said, error.headers)
 
 
+async def _twice(_: Request, error: Twice) -> JSONResponse:
+    errors = [{"field": error.field, "problem": "is there more than once: send it once"}]
+    return problem(400, "invalid_request", str(error.detail), errors=errors)
+
+
 async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
     # Where and what, never the value: it may be a prompt.
-    errors = [_fault(each) for each in error.errors()[:20]]
-    first = errors[0] if errors else {"field": "request", "problem": "cannot be understood"}
-    detail = f"{first['field']}: {first['problem']}."
+    errors = [fault(each) for each in error.errors()[:20]]
+    detail = f"{errors[0]['field']} {errors[0]['problem']}."
     return problem(400, "invalid_request", detail, errors=errors)
-
-
-def _fault(found: Mapping[str, Any]) -> dict[str, str]:
-    """One of pydantic's errors, without the value."""
-    where, *path = found["loc"]
-    match found["type"]:
-        case "json_invalid":  # its path is where in the text the JSON ends
-            return {"field": str(where), "problem": "is not JSON"}
-        case "string_pattern_mismatch" if found["ctx"]["pattern"] == NOT_BLANK:
-            problem = "must have a character that is no blank, and none that is NUL"
-        case _:
-            problem = str(found["msg"])[:200]
-    return {"field": ".".join(map(str, path))[:100] or str(where), "problem": problem}
 
 
 async def tokenlib_error(request: Request, error: TokenlibError) -> JSONResponse:

@@ -69,7 +69,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 0
-        name = _named(scope)
+        name = named(scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         reset = request_id.set(name)
 
@@ -151,7 +151,7 @@ class Guard:
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
-def _named(scope: Scope) -> str:
+def named(scope: Scope) -> str:
     """The caller's own id for the request, if it can stand in a log; else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _ID.fullmatch(given := value.decode("latin-1")):

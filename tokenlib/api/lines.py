@@ -17,7 +17,8 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """As JSON. What is JSON already, as the line of a request, is taken in."""
         line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{datetime.fromtimestamp(record.created, UTC):%Y-%m-%dT%H:%M:%S}"
+            f".{int(record.msecs):03}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
         }

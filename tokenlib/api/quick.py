@@ -24,6 +24,7 @@ from tokenlib.api.charges import Charges
 from tokenlib.api.errors import OLD_PATHS, tokenlib_error
 from tokenlib.api.old_schemas import CheckBalance
 from tokenlib.api.schemas import ChargeQuestion
+from tokenlib.api.strict import Twice, document
 from tokenlib.db import Row
 from tokenlib.errors import InvalidInput, TokenlibError
 from tokenlib.inputs import metadata, text
@@ -33,6 +34,7 @@ from tokenlib.tokens import Tokens
 _CHARGES = re.compile(r"/v1/organizations/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/charges")
 _CHECK_BALANCE = OLD_PATHS[0]
 _AUTHORIZATION, _KEY, _TYPE = b"authorization", b"idempotency-key", b"content-type"
+_ENCODING = b"content-encoding"
 _JSON = b"application/json"
 _LONGEST_KEY = 255
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -115,7 +117,7 @@ class Quick:
             tokens = self._get_tokens()
             shared = tokens.override is None and tokens.shared.enabled
             return reading(content, tokens) if shared else None
-        except (ValidationError, InvalidInput, TokenlibError):
+        except (ValidationError, Twice, InvalidInput, TokenlibError):
             return None
 
     def _charge(
@@ -124,13 +126,14 @@ class Quick:
         """A charge with an API key, if the head is as it should be."""
         head = _head(scope)
         secret, key = _bearer(head), head.get(_KEY, b"").decode("latin-1")
-        if head.get(_TYPE) != _JSON or not 0 < len(key) <= _LONGEST_KEY:
+        if head.get(_TYPE) != _JSON or _ENCODING in head or not 0 < len(key) <= _LONGEST_KEY:
             return None
         if not secret.startswith(PREFIX) or not well_formed(secret):
             return None
 
         def reading(content: bytes, tokens: Tokens) -> Plain | None:
             asked = ChargeQuestion.model_validate_json(content)
+            document(content)
             if asked.user_id is None or tokens.pepper is None:
                 return None
             request = {
@@ -218,7 +221,7 @@ def _head(scope: Scope) -> dict[bytes, bytes]:
     """What matters of the head; nothing when one of it stands there twice."""
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name in (_AUTHORIZATION, _KEY, _TYPE):
+        if name in (_AUTHORIZATION, _KEY, _TYPE, _ENCODING):
             if name in found:
                 return {}
             found[name] = value

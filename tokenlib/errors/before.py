@@ -52,7 +52,7 @@ class InProgress(TokenlibError):
         super().__init__(
             f"Reservation {reservation_id} with this idempotency key is in progress{until}.",
             reservation_id=str(reservation_id),
-            expires_at=expires_at.isoformat() if expires_at else None,
+            expires_at=plain(expires_at),
         )
 
 
@@ -79,7 +79,10 @@ class AlreadyRefunded(TokenlibError):
 
     def __init__(self, usage_id: UUID) -> None:
         self.usage_id = usage_id
-        super().__init__(f"Usage {usage_id} was already refunded.", usage_id=str(usage_id))
+        super().__init__(
+            f"Usage {usage_id} was already refunded. Nothing more is to be given back.",
+            usage_id=str(usage_id),
+        )
 
 
 class NothingToRefund(TokenlibError):
@@ -90,7 +93,10 @@ class NothingToRefund(TokenlibError):
 
     def __init__(self, usage_id: UUID) -> None:
         self.usage_id = usage_id
-        super().__init__(f"Usage {usage_id} cost no tokens.", usage_id=str(usage_id))
+        super().__init__(
+            f"Usage {usage_id} cost no tokens. There is nothing to give back.",
+            usage_id=str(usage_id),
+        )
 
 
 class AlreadySettled(TokenlibError):
@@ -112,4 +118,6 @@ class ApiKeyOver(TokenlibError):
 
     def __init__(self, key_id: UUID) -> None:
         self.key_id = key_id
-        super().__init__(f"API key {key_id} is revoked or has expired.", key_id=str(key_id))
+        super().__init__(
+            f"API key {key_id} is revoked or has expired. Make a new one.", key_id=str(key_id)
+        )

@@ -7,6 +7,7 @@ from math import ceil
 from typing import ClassVar
 from uuid import UUID
 
+from tokenlib.domain import plain
 from tokenlib.errors.base import TokenlibError
 
 
@@ -49,7 +50,7 @@ class InsufficientTokens(Refused):
             token_type=token_type,
             needed=needed,
             available=available,
-            refresh_date=refresh_date.isoformat() if refresh_date else None,
+            refresh_date=plain(refresh_date),
         )
 
 

@@ -24,6 +24,8 @@ from tokenlib.errors import (
     NotFound,
     PermissionDenied,
     UnknownFeature,
+    UnknownOrganization,
+    UnknownTokenType,
 )
 from tokenlib.reports import Reports
 from tokenlib.reports.series import UsageRow
@@ -111,9 +113,13 @@ def test_a_balance_is_explained(client: Client, tokens: Tokens, org: UUID, user:
     mine = client.explain(org, "goal_generation", moment)
     assert mine == Reports(tokens.database).explain(org, "goal_generation", moment)
     assert [line.label for line in mine.lines] == ["used for generate_goal"]
-    for place, name in ((uuid4(), "general"), (org, "nothing")):
-        with pytest.raises(NotFound):
-            client.explain(place, name)
+    with pytest.raises(UnknownOrganization):
+        client.explain(uuid4(), "general")
+    with pytest.raises(UnknownTokenType):
+        client.explain(org, "nothing")
+    with pytest.raises(NotFound) as early:
+        client.explain(org, "general", datetime(2020, 1, 1, tzinfo=UTC))
+    assert type(early.value) is NotFound
 
 
 def test_whether_it_is_enough(client: Client, org: UUID) -> None:

@@ -15,14 +15,15 @@ router = APIRouter(
 )
 
 
-@router.get("/health", openapi_extra=door("nobody"))
+@router.api_route("/health", methods=["GET", "HEAD"], openapi_extra=door("nobody"))
 async def health() -> s.Health:
     """Whether the process lives. It answers also under full load and without the database."""
     return s.Health(status="ok")
 
 
-@router.get(
+@router.api_route(
     "/ready",
+    methods=["GET", "HEAD"],
     openapi_extra=door("nobody"),
     responses={503: {"model": s.Health, "description": "It cannot serve now."}},
 )

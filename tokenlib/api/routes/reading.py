@@ -20,12 +20,11 @@ router = APIRouter(
 )
 
 T = TypeVar("T")
-_NAME = r"^[A-Za-z0-9_.:-]{1,100}$"
 
-TokenType = Annotated[str, Path(alias="tokenType", pattern=_NAME, examples=["goal_generation"])]
+TokenType = Annotated[str, Path(alias="tokenType", pattern=s.NAME, examples=["goal_generation"])]
 # What lists are filtered by, and gone through.
-OfFeature = Annotated[str | None, Query(alias="feature", pattern=_NAME)]
-OfTokenType = Annotated[str | None, Query(alias="tokenType", pattern=_NAME)]
+OfFeature = Annotated[str | None, Query(alias="feature", pattern=s.NAME)]
+OfTokenType = Annotated[str | None, Query(alias="tokenType", pattern=s.NAME)]
 OfUser = Annotated[UUID | None, Query(alias="userId")]
 Since = Annotated[s.Moment | None, Query(description="From this time on.")]
 Until = Annotated[s.Moment | None, Query(description="Before this time.")]

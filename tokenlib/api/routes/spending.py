@@ -30,7 +30,7 @@ UsageId = Annotated[UUID, Path(alias="usageId")]
 @router.get("/has-enough", openapi_extra=door("check"))
 def has_enough(
     organization_id: OrganizationId,
-    feature: Annotated[str, Query(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])],
+    feature: Annotated[str, Query(pattern=s.NAME, examples=["generate_goal"])],
     read: Read,
     units: Annotated[int, Query(ge=1, le=MAX_UNITS)] = 1,
 ) -> s.Enough:
@@ -47,7 +47,7 @@ def has_enough(
 @router.get("/can-use", openapi_extra=door("check"))
 def can_use(
     organization_id: OrganizationId,
-    feature: Annotated[str, Query(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])],
+    feature: Annotated[str, Query(pattern=s.NAME, examples=["generate_goal"])],
     read: Read,
     units: Annotated[int, Query(ge=1, le=MAX_UNITS)] = 1,
     output_units: Annotated[

@@ -4,6 +4,9 @@ What is not known is refused, and nothing is converted: "3" is no number.
 """
 
 from tokenlib.api.schemas.fields import (
+    A_TIME,
+    NAME,
+    NO_NUL,
     NOT_BLANK,
     Answer,
     Health,
@@ -58,7 +61,10 @@ from tokenlib.api.schemas.staff import (
 )
 
 __all__ = [
+    "A_TIME",
+    "NAME",
     "NOT_BLANK",
+    "NO_NUL",
     "Allowance",
     "Answer",
     "Balances",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -18,11 +19,17 @@ from pydantic.alias_generators import to_camel
 
 from tokenlib.domain import MAX_TOKENS, MAX_UNITS
 
+A_TIME = "must be a time with its offset, such as 2026-04-01T00:00:00Z (in an address %2B is the +)"
+# What pydantic takes besides, as seconds since 1970, is told from no typing error.
+_ISO = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d([.,]\d+)?)?([Zz]|[+-]\d\d(:?\d\d)?)", re.ASCII
+)
 
-def _no_number(value: object) -> object:
-    if isinstance(value, str | datetime | None):
+
+def _iso(value: object) -> object:
+    if isinstance(value, datetime | None) or (isinstance(value, str) and _ISO.fullmatch(value)):
         return value
-    raise ValueError("must be a time as text, with a time zone")
+    raise ValueError(A_TIME)
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -33,21 +40,25 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("must be a time that a calendar has") from None
 
 
+NAME = r"^[A-Za-z0-9_.:-]{1,100}$"
+NO_NUL = r"^[^\x00]*$"
+NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
+
+
 def text(most: int) -> Any:
     """Text that PostgreSQL can keep and that says something."""
-    return Field(min_length=1, max_length=most, pattern=r"^[^\x00]*$")
+    return Field(min_length=1, max_length=most, pattern=NO_NUL)
 
 
 # Named in the catalog, which is the database's; a name without a blank or a control character.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$", examples=["generate_goal"])]
+Name = Annotated[str, Field(pattern=NAME, examples=["generate_goal"])]
 Moment = Annotated[
     AwareDatetime,
-    BeforeValidator(_no_number, json_schema_input_type=AwareDatetime),
+    BeforeValidator(_iso, json_schema_input_type=AwareDatetime),
     AfterValidator(_in_utc),
 ]
 Units = Annotated[int, Field(strict=True, ge=1, le=MAX_UNITS)]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
-NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=NOT_BLANK)]
 
 
