@@ -71,7 +71,7 @@ def test_what_is_wrong_with_a_body_is_said_in_words(api: Api, world: World) -> N
     torn = api.client.post(url, content="{", headers=headers)
     assert (torn.status_code, torn.json()["errors"]) == (
         400,
-        [{"field": "body", "problem": "is not JSON"}],
+        [{"field": "body", "problem": "is not JSON: send a JSON object"}],
     )
     deep = api.client.post(url, content="[" * 30_000, headers=headers)
     assert (deep.status_code, deep.json()["code"]) == (400, "invalid_request")

@@ -62,7 +62,6 @@ class Door(APIRoute):
         scope = needs(self)
         params = self.dependant.query_params
         known = {param.alias for param in params}
-
         has_body = self.body_field is not None
 
         async def behind(request: Request) -> Response:
@@ -70,7 +69,6 @@ class Door(APIRoute):
             if scope != "nobody":
                 credentials_once(request)
                 request.state.caller = await _admit(request, scope)
-            check(request, has_body)
             unknown = sorted(set(request.query_params) - known)
             if unknown:
                 said = "is not known: leave it out"
@@ -78,10 +76,11 @@ class Door(APIRoute):
                 detail = f"{errors[0]['field']} {said}."
                 return problem(400, "invalid_request", detail, errors=errors)
             try:
+                check(request, has_body)
                 return await handle(request)
             except (RequestValidationError, HTTPException, InvalidInput, NotYours) as error:
                 # An unknown feature the database has counted; only calls that charge are limited.
-                large = isinstance(error, HTTPException) and error.status_code != 400
+                large = isinstance(error, HTTPException) and error.status_code not in (400, 415)
                 if scope == "spend" and not large and not isinstance(error, UnknownFeature):
                     await count_failure(request, error)
                 raise
