@@ -66,7 +66,7 @@ def test_what_cannot_be_told_is_said(shell: Shell, acme: UUID) -> None:
     assert str(nobody) in shell.error("explain", nobody, "general", exit_code=1)
     assert "goal_generation" in shell.error("explain", acme, "typo", exit_code=2)
     early = shell.error("explain", acme, "general", "--at", "2026-01-01", exit_code=1)
-    assert early == f"The wallet general of {acme} has no books at 2026-01-01T00:00:00+00:00."
+    assert early == f"The wallet general of {acme} has no books at 2026-01-01T00:00:00Z."
     missing = shell.error("explain", acme, "shared", exit_code=1)
     assert missing == f"{acme} has no wallet shared: no pack was bought by then."
     wrong = shell("explain", acme, "general", "--at", "yesterday", exit_code=2)

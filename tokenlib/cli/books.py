@@ -265,7 +265,7 @@ def explain(organization: str, token_type: str, at: datetime | None, as_json: bo
             tokens.refresh_tokens(organization_id)
         story = Reports(tokens.database).explain(organization_id, token_type, at)
     if story is None:
-        when = "" if at is None else f" at {at.isoformat()}"
+        when = "" if at is None else f" at {plain(at)}"
         if token_type == "shared":
             raise Failure(
                 f"{organization_id} has no wallet shared{when}: no pack was bought by then."
