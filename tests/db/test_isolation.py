@@ -54,7 +54,13 @@ READING = {
     "active_between",
     "bars",
     "movers",
+    "organization_rows",
     "organizations_between",
+    "organizations_by_wallets",
+    "organizations_moved",
+    "refused_between",
+    "run_outs",
+    "sum_wallets",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -62,6 +68,7 @@ READING = {
     "usage_closed",
     "usage_edge",
     "usage_raw",
+    "wallets_closed_to",
 }
 
 
@@ -120,6 +127,7 @@ def fill(root: psycopg.Connection, name: str, organization: UUID) -> None:
         "text[]": "'{read}'",
         "bytea": "sha256('b')",
         "jsonb": "'{}'",
+        "boolean": "true",
     }
     names = ["organization_id", *(column for column, _ in columns)]
     chosen = ["%s", *(values.get(kind, "1") for _, kind in columns)]

@@ -58,6 +58,8 @@ INTERNAL = {
     "ai_token_usage_seen",
     "ai_token_usage_sums",
     "ai_token_usage_windows",
+    "ai_token_wallet_sums",
+    "ai_token_refusal_sums",
 }
 NOBODY = [UUID(int=0)]
 HOST = {"organizations", "user_profiles"}
@@ -137,6 +139,11 @@ ROLLUPS = {
     "bars",
     "movers",
     "organizations_between",
+    "organizations_by_wallets",
+    "organizations_moved",
+    "refused_between",
+    "run_outs",
+    "sum_wallets",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -144,11 +151,12 @@ ROLLUPS = {
     "usage_closed",
     "usage_edge",
     "usage_raw",
+    "wallets_closed_to",
 }
 MAY_EXECUTE = {
-    "tokenlib_service": VERBS | HASHES | ROLLUPS | {"uid", "whoami"},
-    "tokenlib_reader": HASHES | ROLLUPS | {"is_staff", "uid", "whoami"},
-    "authenticated": {"clock", "my_organizations", "uid", "whoami"},
+    "tokenlib_service": VERBS | HASHES | ROLLUPS | {"organization_rows", "uid", "whoami"},
+    "tokenlib_reader": HASHES | ROLLUPS | {"is_staff", "organization_rows", "uid", "whoami"},
+    "authenticated": {"clock", "my_organizations", "organization_rows", "uid", "whoami"},
     "anon": set[str](),
 }
 ROLES = ("tokenlib_service", "tokenlib_reader", "authenticated", "anon")
@@ -189,6 +197,10 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute("insert into ai_token_usage_seen values (%s, now())", NOBODY)
     owner.execute("insert into ai_token_usage_pace values (%s, 'general', 1)", NOBODY)
     owner.execute("insert into ai_token_usage_days values (%s, now(), 1)", NOBODY)
+    owner.execute(
+        "insert into ai_token_wallet_sums values (%s, 1, 1, now(), null, 1, true, true)", NOBODY
+    )
+    owner.execute("insert into ai_token_refusal_sums values (now(), 1)")
     tokens.verify()
     owner.execute(
         "insert into tokenlib_staff (user_id, email, full_name, role)"

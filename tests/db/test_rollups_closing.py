@@ -14,6 +14,7 @@ import pytest
 
 from tests.db.conftest import Person
 from tokenlib import Tokens
+from tokenlib.errors import InsufficientTokens, UnknownFeature
 from tokenlib.testing import TestClock, TestDatabase
 
 STEP = timedelta(minutes=5)
@@ -108,6 +109,11 @@ def test_a_charge_has_its_transaction_id_before_it_reads_the_clock(
     usage = tokens.deduct(reservation)
     tokens.refund(usage, "a drill")
     tokens.deduct_tokens(*pro, "generate_insight", idempotency_key="a key")
+    # Refusals are closed by the same.
+    with pytest.raises(InsufficientTokens):
+        tokens.deduct_tokens(*pro, "generate_goal", 1000)
+    with pytest.raises(UnknownFeature):
+        tokens.deduct_tokens(*pro, "no such feature", limits=True)
     with pytest.raises(Exception, match="no id yet"):
         tokens.get_all_token_balances(pro[0])
 

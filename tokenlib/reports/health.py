@@ -175,7 +175,7 @@ class HealthReports(Asking):
 
     def plan_drift(self) -> list[PlanDrift]:
         """Organizations whose plan differs from the one that wallets of theirs stand on."""
-        return [PlanDrift(**row) for row in self._ask("health", "plan_drift")]
+        return [PlanDrift(**row) for row in self._ask("health", f"plan_drift{self._closed}")]
 
     def latencies(self, since: datetime) -> list[LatencyRow]:
         """Measurements from `since` on, the latest first. PermissionDenied for a member."""

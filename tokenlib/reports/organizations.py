@@ -36,6 +36,9 @@ OrganizationSort = Literal[
 ]
 
 
+_BY_WALLETS = ("level", "balance", "total_used", "refresh_date", "last_used_at", "run_out")
+
+
 @dataclass(frozen=True, slots=True)
 class OrganizationRow:
     """One organization with the sums over its wallets, as stored.
@@ -174,9 +177,13 @@ class OrganizationReports(Asking):
         sort: OrganizationSort = "name",
         descending: bool = False,
     ) -> Page[OrganizationRow]:
+        question = "organizations"
+        if self._closed and (sort in _BY_WALLETS or level is not None or near is not None):
+            narrowed = sort == "run_out" or any((pattern, plan, status, level, near))
+            question = "organizations_closed" if narrowed else "organizations_sorted"
         rows = self._ask(
             "organizations",
-            "organizations",
+            question,
             organization_id=organization_id,
             pattern=pattern,
             id_from=id_from,

@@ -9,6 +9,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_own uuid;
     v_allowed integer;
+    -- First, as a charge has it by its locks: what closes the refusals stands on that.
+    v_id constant xid8 := pg_current_xact_id();
     v_now timestamptz := tokenlib.clock();
 begin
     select organization_id into v_own from public.user_profiles where id = p_user;

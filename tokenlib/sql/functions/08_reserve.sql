@@ -201,7 +201,10 @@ begin
         where organization_id = p_organization and id = p_reservation;
         w := tokenlib.append_event(w, 'release', v_now, v_back, -r.tokens,
             p_actor => coalesce(p_actor, r.user_id::text), p_reason => p_reason, p_subject => r.id,
-            p_data => jsonb_build_object('lapsed', r.tokens - v_back));
+            p_data => jsonb_build_object('lapsed', r.tokens - v_back)
+                -- Whose it was, where somebody else decided.
+                || case when p_actor <> r.user_id::text
+                    then jsonb_build_object('user_id', r.user_id) else '{}' end);
         perform tokenlib.store_wallet(w, v_now);
         a.created_at := v_now;
     elsif r.state <> 'released' then

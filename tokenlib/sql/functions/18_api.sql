@@ -85,7 +85,9 @@ begin
     left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
     a.status := 'rate_limited';
     if a.mode <> 'off' and not p_asking then
-        perform tokenlib.record_refusal(a, p_now);
+        -- As a charge, which has its transaction id before it reads the clock.
+        perform pg_current_xact_id();
+        perform tokenlib.record_refusal(a, tokenlib.clock());
     end if;
     if a.mode <> 'enforce' then
         a.status := 'ok';

@@ -264,19 +264,22 @@ begin
     if pg_snapshot_xmin(pg_current_snapshot()) >= c.next_xid then
         v_from := coalesce(c.closed_to, date_bin('5 minutes', least(c.next_to,
             (select min(created_at) from public.ai_token_usage_log),
-            (select min(created_at) from public.ai_token_events where kind = 'refund')),
-            '2000-01-01 00:00Z'));
+            (select min(created_at) from public.ai_token_events where kind = 'refund'),
+            (select min(last_at) from public.ai_token_refusals)), '2000-01-01 00:00Z'));
         v_ready := c.next_to;
         c.closed_to := least(v_ready, v_from + p_most);
         behind := c.closed_to < v_ready;
         perform tokenlib.fold_sums(null, '5 minutes', v_from, c.closed_to);
         perform tokenlib.fold_active(v_from, c.closed_to);
+        perform tokenlib.fold_refusals(v_from, c.closed_to);
         -- Of a long way only the last window is wanted.
         if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
             perform tokenlib.fold_windows(v_from, c.closed_to);
+            perform tokenlib.fold_wallets(v_from, c.closed_to);
             c.windows_to := c.closed_to;
         elsif not behind then
             perform tokenlib.make_windows(c.closed_to);
+            perform tokenlib.fold_wallets(null, c.closed_to);
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then
@@ -324,6 +327,9 @@ begin
     delete from public.ai_token_usage_sums
     where organization_id <> '00000000-0000-0000-0000-000000000000' or v_keep is null
         or at > v_keep or not exists (select from public.ai_token_usage_closed);
+    delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep
+        or not exists (select from public.ai_token_usage_closed);
+    delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_kept;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;

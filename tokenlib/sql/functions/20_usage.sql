@@ -212,7 +212,7 @@ begin
     if v_hi - v_days * interval '24 hours' < p_since - interval '1 hour' then
         v_days := null;
     end if;
-    if p_until >= v_closed and p_since < v_closed and v_days is null then
+    if p_until >= v_closed and p_since < v_closed and coalesce(v_days, 1) = 1 then
         return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
             + (select count(distinct l.organization_id) from public.ai_token_usage_log l
                 where l.created_at >= v_closed and l.created_at < p_until
@@ -224,6 +224,28 @@ begin
     end if;
     select active into v_count from public.ai_token_usage_active
     where days = v_days and at <= v_hi order by at desc limit 1;
+    if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
+        return coalesce(v_count, 0); -- nothing at the edges
+    elsif v_days = 1 then
+        -- One reading of the day: of many organizations, most have been charged at no other time.
+        return coalesce(v_count, 0) + (
+            select count(*) filter (where entered and not counted)
+                - count(*) filter (where leaving and not inside)
+            from (
+                select bool_or(created_at >= v_hi) as entered,
+                    bool_or(created_at < v_hi) as counted,
+                    bool_or(created_at < p_since) as leaving,
+                    bool_or(created_at >= p_since) as inside
+                from public.ai_token_usage_log
+                where created_at >= v_hi - interval '24 hours' and created_at < p_until
+                    and organization_id in (
+                        select organization_id from public.ai_token_usage_log
+                        where created_at >= v_hi and created_at < p_until
+                        union
+                        select organization_id from public.ai_token_usage_log
+                        where created_at >= v_hi - interval '24 hours' and created_at < p_since)
+                group by organization_id) as e);
+    end if;
     return coalesce(v_count, 0)
         + (select count(*) from (
             select distinct organization_id from public.ai_token_usage_log

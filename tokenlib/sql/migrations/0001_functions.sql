@@ -949,6 +949,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     v_own uuid;
     v_allowed integer;
+    -- First, as a charge has it by its locks: what closes the refusals stands on that.
+    v_id constant xid8 := pg_current_xact_id();
     v_now timestamptz := tokenlib.clock();
 begin
     select organization_id into v_own from public.user_profiles where id = p_user;
@@ -1397,7 +1399,10 @@ begin
         where organization_id = p_organization and id = p_reservation;
         w := tokenlib.append_event(w, 'release', v_now, v_back, -r.tokens,
             p_actor => coalesce(p_actor, r.user_id::text), p_reason => p_reason, p_subject => r.id,
-            p_data => jsonb_build_object('lapsed', r.tokens - v_back));
+            p_data => jsonb_build_object('lapsed', r.tokens - v_back)
+                -- Whose it was, where somebody else decided.
+                || case when p_actor <> r.user_id::text
+                    then jsonb_build_object('user_id', r.user_id) else '{}' end);
         perform tokenlib.store_wallet(w, v_now);
         a.created_at := v_now;
     elsif r.state <> 'released' then
@@ -2704,6 +2709,25 @@ begin
     end if;
     return case when a.limit_name is null then a
         else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
+    if a.limit_name is null then
+        return a;
+    end if;
+    select coalesce(p_mode,
+        case when s.mode_until is null or s.mode_until > v_now then s.mode end,
+        case when p.mode_until is null or p.mode_until > v_now then p.mode end, 'enforce')
+    into strict a.mode
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
+    if a.mode <> 'off' then
+        a.status := 'rate_limited';
+        -- As a charge, which has its transaction id before it reads the clock.
+        perform pg_current_xact_id();
+        perform tokenlib.record_refusal(a, tokenlib.clock());
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+    end if;
+    return a;
 end
 $$;
 
@@ -3208,19 +3232,22 @@ begin
     if pg_snapshot_xmin(pg_current_snapshot()) >= c.next_xid then
         v_from := coalesce(c.closed_to, date_bin('5 minutes', least(c.next_to,
             (select min(created_at) from public.ai_token_usage_log),
-            (select min(created_at) from public.ai_token_events where kind = 'refund')),
-            '2000-01-01 00:00Z'));
+            (select min(created_at) from public.ai_token_events where kind = 'refund'),
+            (select min(last_at) from public.ai_token_refusals)), '2000-01-01 00:00Z'));
         v_ready := c.next_to;
         c.closed_to := least(v_ready, v_from + p_most);
         behind := c.closed_to < v_ready;
         perform tokenlib.fold_sums(null, '5 minutes', v_from, c.closed_to);
         perform tokenlib.fold_active(v_from, c.closed_to);
+        perform tokenlib.fold_refusals(v_from, c.closed_to);
         -- Of a long way only the last window is wanted.
         if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
             perform tokenlib.fold_windows(v_from, c.closed_to);
+            perform tokenlib.fold_wallets(v_from, c.closed_to);
             c.windows_to := c.closed_to;
         elsif not behind then
             perform tokenlib.make_windows(c.closed_to);
+            perform tokenlib.fold_wallets(null, c.closed_to);
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then
@@ -3268,6 +3295,9 @@ begin
     delete from public.ai_token_usage_sums
     where organization_id <> '00000000-0000-0000-0000-000000000000' or v_keep is null
         or at > v_keep or not exists (select from public.ai_token_usage_closed);
+    delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep
+        or not exists (select from public.ai_token_usage_closed);
+    delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_kept;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
@@ -3490,7 +3520,7 @@ begin
     if v_hi - v_days * interval '24 hours' < p_since - interval '1 hour' then
         v_days := null;
     end if;
-    if p_until >= v_closed and p_since < v_closed and v_days is null then
+    if p_until >= v_closed and p_since < v_closed and coalesce(v_days, 1) = 1 then
         return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
             + (select count(distinct l.organization_id) from public.ai_token_usage_log l
                 where l.created_at >= v_closed and l.created_at < p_until
@@ -3502,6 +3532,28 @@ begin
     end if;
     select active into v_count from public.ai_token_usage_active
     where days = v_days and at <= v_hi order by at desc limit 1;
+    if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
+        return coalesce(v_count, 0); -- nothing at the edges
+    elsif v_days = 1 then
+        -- One reading of the day: of many organizations, most have been charged at no other time.
+        return coalesce(v_count, 0) + (
+            select count(*) filter (where entered and not counted)
+                - count(*) filter (where leaving and not inside)
+            from (
+                select bool_or(created_at >= v_hi) as entered,
+                    bool_or(created_at < v_hi) as counted,
+                    bool_or(created_at < p_since) as leaving,
+                    bool_or(created_at >= p_since) as inside
+                from public.ai_token_usage_log
+                where created_at >= v_hi - interval '24 hours' and created_at < p_until
+                    and organization_id in (
+                        select organization_id from public.ai_token_usage_log
+                        where created_at >= v_hi and created_at < p_until
+                        union
+                        select organization_id from public.ai_token_usage_log
+                        where created_at >= v_hi - interval '24 hours' and created_at < p_since)
+                group by organization_id) as e);
+    end if;
     return coalesce(v_count, 0)
         + (select count(*) from (
             select distinct organization_id from public.ai_token_usage_log
@@ -4539,5 +4591,316 @@ begin
     union all
     (select 'verification_age_seconds', null, null, extract(epoch from v_now - v.at)::double precision
     from public.ai_token_verifications v order by v.at desc limit 1);
+end
+$$;
+-- What the wallets of an organization hold together and when each would run out, kept by the closing of
+-- usage. A wallet changes with an entry and never without one: who has none since the closing stands as
+-- it was kept, and everybody else is computed anew, exactly.
+
+-- Who may differ from what was kept at p_from: by an entry since, by charges that left the week which
+-- ended then and now ends at p_to, or by books that nobody has opened. p_from null: everybody.
+create function tokenlib.organizations_moved(p_from timestamptz, p_to timestamptz)
+returns table (organization_id uuid)
+language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+begin
+    if p_from is null then
+        return query select distinct a.organization_id from public.ai_tokens a;
+        return;
+    end if;
+    return query
+    select l.organization_id from public.ai_token_usage_log l where l.created_at >= p_from
+    union
+    select e.organization_id from public.ai_token_events e where e.created_at >= p_from
+    union
+    select l.organization_id from public.ai_token_usage_log l
+    where l.created_at >= p_from - interval '168 hours'
+        and l.created_at < p_to - interval '168 hours'
+    union
+    select a.organization_id from public.ai_tokens a where a.due_at = '-infinity';
+end
+$$;
+
+-- Of some organizations, or of everybody; the thresholds of domain.level, the worst wallet speaks.
+create function tokenlib.sum_wallets(p_organizations uuid[])
+returns setof public.ai_token_wallet_sums
+language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+begin
+    return query
+    select a.organization_id, sum(a.balance)::bigint, sum(a.total_used)::bigint,
+        min(a.refresh_date), max(a.last_used_at),
+        min(case when a.allowance is null and a.plan is not null then 3
+            when a.total_allocated <= 0 then null
+            when a.balance * 2 > a.total_allocated then 3
+            when a.balance * 5 >= a.total_allocated then 2
+            else 1 end) filter (where a.token_type <> 'shared')::smallint,
+        bool_or(a.total_allocated > 0 and a.total_used * 5 >= a.total_allocated * 4
+            and a.total_used < a.total_allocated
+            and not (a.allowance is null and a.plan is not null)),
+        bool_or(a.total_allocated > 0 and a.total_used >= a.total_allocated
+            and not (a.allowance is null and a.plan is not null)),
+        min(a.plan) filter (where a.token_type <> 'shared'),
+        max(a.plan) filter (where a.token_type <> 'shared')
+    from public.ai_tokens a
+    where p_organizations is null or a.organization_id = any (p_organizations)
+    group by a.organization_id;
+end
+$$;
+
+-- How long a balance lasts, where so much was charged in 7 days; null beyond a year.
+create function tokenlib.run_out_in(p_balance bigint, p_tokens numeric) returns interval
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    -- Compared before it is computed: a slow pace would overflow the calendar.
+    select case when p_tokens > 0 and p_balance::numeric * 604800
+        < p_tokens * extract(epoch from interval '365 days')
+        then (p_balance * 7 / p_tokens)::float8 * interval '1 day' end
+$$;
+
+-- Keeps it as it is at p_to; p_from null, and once a day: of everybody.
+create function tokenlib.fold_wallets(p_from timestamptz, p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+declare
+    v_ids uuid[];
+begin
+    if date_bin('24 hours', p_from, '2000-01-01 00:00Z')
+        = date_bin('24 hours', p_to, '2000-01-01 00:00Z') then
+        v_ids := array(select organization_id from tokenlib.organizations_moved(p_from, p_to));
+    end if;
+    insert into public.ai_token_wallet_sums as s
+    select * from tokenlib.sum_wallets(v_ids)
+    on conflict (organization_id) do update set balance = excluded.balance,
+        total_used = excluded.total_used, refresh_date = excluded.refresh_date,
+        last_used_at = excluded.last_used_at, rank = excluded.rank, near_80 = excluded.near_80,
+        near_100 = excluded.near_100, least_plan = excluded.least_plan,
+        most_plan = excluded.most_plan
+    where s is distinct from excluded;
+    update public.ai_token_usage_pace p
+    set balance = w.balance, refresh_date = w.refresh_date, run_out_in = w.run_out_in
+    from (
+        select a.organization_id, a.token_type, a.balance, a.refresh_date,
+            case when a.allowance is not null or a.plan is null
+                then tokenlib.run_out_in(a.balance, u.tokens) end as run_out_in
+        from public.ai_token_usage_pace u
+        join public.ai_tokens a
+            on a.organization_id = u.organization_id and a.token_type = u.token_type
+        where v_ids is null or u.organization_id = any (v_ids)) as w
+    where p.organization_id = w.organization_id and p.token_type = w.token_type
+        and (p.balance, p.refresh_date, p.run_out_in)
+            is distinct from (w.balance, w.refresh_date, w.run_out_in);
+end
+$$;
+
+-- Refusals of everybody since the beginning, as it stood at `at`. A row counts at its last_at, which
+-- lies in its minute; what the switch let through does not.
+create function tokenlib.fold_refusals(p_from timestamptz, p_to timestamptz) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+    insert into public.ai_token_refusal_sums (at, refusals)
+    select f.at, coalesce((select b.refusals from public.ai_token_refusal_sums b
+            where b.at <= p_from order by b.at desc limit 1), 0)
+        + sum(f.refusals) over (order by f.at)
+    from (
+        select date_bin('5 minutes', last_at, '2000-01-01 00:00Z') + interval '5 minutes' as at,
+            sum(count)::bigint as refusals
+        from public.ai_token_refusals
+        where last_at >= p_from and last_at < p_to and data ->> 'mode' is null
+        group by 1
+    ) as f
+$$;
+-- Questions about every wallet and every refusal, answered from what the closing keeps and from what
+-- happened since. They run as who asks.
+
+create function tokenlib.refused_between(p_since timestamptz, p_until timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_lo timestamptz;
+    v_hi timestamptz;
+    v_count bigint := 0;
+begin
+    select lo, hi into v_lo, v_hi from tokenlib.usage_closed(p_since, p_until, null);
+    if v_lo < v_hi then
+        v_count := coalesce((select refusals from public.ai_token_refusal_sums
+                where at <= v_hi order by at desc limit 1), 0)
+            - coalesce((select refusals from public.ai_token_refusal_sums
+                where at <= v_lo order by at desc limit 1), 0);
+    else
+        v_lo := p_until;
+        v_hi := p_until;
+    end if;
+    if p_since < v_lo then
+        v_count := v_count + (select coalesce(sum(count), 0) from public.ai_token_refusals
+            where last_at >= p_since and last_at < v_lo and data ->> 'mode' is null);
+    end if;
+    if v_hi < p_until then
+        v_count := v_count + (select coalesce(sum(count), 0) from public.ai_token_refusals
+            where last_at >= v_hi and last_at < p_until and data ->> 'mode' is null);
+    end if;
+    return v_count;
+end
+$$;
+
+-- Up to when wallets are kept as they stood; null: they are not, or so long ago that each is looked at.
+create function tokenlib.wallets_closed_to(p_now timestamptz) returns timestamptz
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select windows_to from public.ai_token_usage_closed
+    where windows_to <= p_now and windows_to > p_now - interval '24 hours'
+$$;
+
+-- The wallets that run out first within p_within at the pace of the last 7 days, and how many do. More
+-- than the limit where several are as soon and as fast: names decide then. With p_ties, where several are
+-- as soon, and not how many.
+create function tokenlib.run_outs(p_within interval, p_limit bigint, p_ties boolean)
+returns table (organization_id uuid, token_type text, tokens numeric, run_out_at timestamptz,
+    total bigint)
+language plpgsql stable rows 50 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_now constant timestamptz := tokenlib.clock();
+    v_to timestamptz := tokenlib.wallets_closed_to(v_now);
+    v_ids uuid[];
+begin
+    if p_within > interval '365 days' then
+        v_to := null; -- more than is kept
+    end if;
+    v_ids := case when v_to is not null then array(
+        select organization_id from tokenlib.organizations_moved(v_to, v_now)) end;
+    return query
+    with edges as (
+        select organization_id, token_type, tokens_deducted as tokens
+        from public.ai_token_usage_log
+        where created_at >= coalesce(v_to, v_now - interval '168 hours') and created_at < v_now
+        union all
+        select organization_id, token_type, -tokens_deducted
+        from public.ai_token_usage_log
+        where created_at >= v_to - interval '168 hours'
+            and created_at < v_now - interval '168 hours'
+        union all
+        select organization_id, token_type, tokens from public.ai_token_usage_pace
+        where v_to is not null and organization_id = any (v_ids)
+    ), moved as materialized (
+        select a.organization_id, a.token_type, e.tokens, r.at as run_out_at
+        from (
+            select organization_id, token_type, sum(tokens) as tokens from edges
+            group by 1, 2
+            having sum(tokens) > 0) as e
+        join public.ai_tokens a
+            on a.organization_id = e.organization_id and a.token_type = e.token_type
+        -- Compared before it is computed: a slow pace would overflow the calendar.
+        cross join lateral (select case
+            when a.balance::numeric * 604800 < e.tokens * extract(epoch from p_within)
+            then v_now + (a.balance * 7 / e.tokens)::float8 * interval '1 day' end as at) as r
+        where (a.allowance is not null or a.plan is null) and r.at is not null
+            and (a.token_type = 'shared' or r.at < a.refresh_date)
+    ), kept as not materialized (
+        select organization_id, token_type, tokens::numeric, run_out_in
+        from public.ai_token_usage_pace p
+        where v_to is not null and run_out_in <= p_within
+            and balance::numeric * 604800 < tokens * extract(epoch from p_within)
+            and (token_type = 'shared' or v_now + run_out_in < refresh_date)
+            and organization_id <> all (v_ids)
+    ), first as (
+        select * from moved
+        union all
+        (select organization_id, token_type, tokens, v_now + run_out_in from (
+            select * from kept
+            order by run_out_in, case when not p_ties then tokens end desc
+            fetch first (p_limit) rows with ties) as k)
+    )
+    select f.*, case when not p_ties
+        then (select count(*) from moved) + (select count(*) from kept) end
+    from first f;
+end
+$$;
+
+-- A page of all organizations, in an order that their wallets decide, then by name. Only those are
+-- named and sorted whose key is up to that of the last on the page; what is kept of an organization that
+-- is gone counts for that too, so then it goes on.
+create function tokenlib.organizations_by_wallets(
+    p_sort text, p_descending boolean, p_limit bigint, p_offset bigint
+) returns uuid[]
+language plpgsql stable set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+declare
+    v_now constant timestamptz := tokenlib.clock();
+    v_to constant timestamptz := tokenlib.wallets_closed_to(v_now);
+    v_moved constant uuid[] := array(select m.organization_id
+        from tokenlib.organizations_moved(v_to, v_now) as m);
+    v_sign constant integer := case when p_descending then -1 else 1 end;
+    v_more bigint := p_offset + p_limit + cardinality(v_moved);
+    v_last numeric;
+    v_ids uuid[];
+begin
+    loop
+        select k.key into v_last
+        from (select v_sign * case p_sort when 'balance' then s.balance when 'level' then s.rank
+                    when 'total_used' then s.total_used
+                    when 'refresh_date' then extract(epoch from s.refresh_date)
+                    when 'last_used_at' then extract(epoch from s.last_used_at) end as key
+            from public.ai_token_wallet_sums s) as k
+        order by k.key nulls last offset v_more - 1 limit 1;
+        v_ids := array(
+            select o.id
+            from public.organizations o
+            left join (
+                select h.organization_id, v_sign * case p_sort when 'balance' then h.balance
+                    when 'level' then h.rank when 'total_used' then h.total_used
+                    when 'refresh_date' then extract(epoch from h.refresh_date)
+                    when 'last_used_at' then extract(epoch from h.last_used_at) end as key
+                from (
+                    select * from public.ai_token_wallet_sums
+                    where organization_id not in (select unnest(v_moved))
+                    union all
+                    select * from tokenlib.sum_wallets(v_moved)) as h) as k
+                on k.organization_id = o.id
+            where v_last is null or k.key <= v_last
+            order by k.key nulls last, o.name, o.id
+            limit p_offset + p_limit);
+        exit when v_last is null or cardinality(v_ids) = p_offset + p_limit;
+        v_more := 4 * v_more;
+    end loop;
+    return v_ids[p_offset + 1:];
+end
+$$;
+
+-- Organizations as a list shows them, in the order of their ids as given.
+create function tokenlib.organization_rows(p_ids uuid[])
+returns table (place bigint, organization_id uuid, name text, plan text, status text, mode text,
+    level text, members bigint, balance bigint, reserved bigint, total_used bigint,
+    total_allocated bigint, unlimited boolean, refresh_date timestamptz, refresh_due boolean,
+    last_used_at timestamptz)
+language plpgsql stable rows 50 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+begin
+    return query
+    with clock as materialized (select tokenlib.clock() as now)
+    select p.place, o.id, o.name, o.plan, coalesce(s.status, 'active'),
+        case when s.mode_until is null or s.mode_until > c.now then s.mode end,
+        coalesce((array['red', 'yellow', 'green'])[w.rank], 'none'),
+        (select count(*) from public.user_profiles u where u.organization_id = o.id),
+        coalesce(w.balance, 0), coalesce(w.reserved, 0), coalesce(w.total_used, 0),
+        coalesce(w.total_allocated, 0), coalesce(w.unlimited, false), w.refresh_date,
+        coalesce(w.refresh_due, false), w.last_used_at
+    from unnest(p_ids) with ordinality as p (id, place)
+    join public.organizations o on o.id = p.id
+    cross join clock c
+    left join public.ai_token_organization_settings s on s.organization_id = o.id
+    left join lateral (
+        select sum(a.balance)::bigint as balance, sum(a.reserved)::bigint as reserved,
+            sum(a.total_used)::bigint as total_used,
+            sum(a.total_allocated)::bigint as total_allocated,
+            bool_or(a.allowance is null and a.plan is not null) as unlimited,
+            min(a.refresh_date) as refresh_date, bool_or(a.refresh_date <= c.now) as refresh_due,
+            max(a.last_used_at) as last_used_at,
+            -- The thresholds of domain.level; the worst wallet speaks.
+            min(case when a.allowance is null and a.plan is not null then 3
+                when a.total_allocated <= 0 then null
+                when a.balance * 2 > a.total_allocated then 3
+                when a.balance * 5 >= a.total_allocated then 2
+                else 1 end) filter (where a.token_type <> 'shared') as rank
+        from public.ai_tokens a
+        where a.organization_id = o.id) as w on true
+    order by p.place;
 end
 $$;

@@ -55,7 +55,7 @@ declare
         'ai_token_api_keys',
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
-        'ai_token_usage_pace', 'ai_token_usage_days',
+        'ai_token_usage_pace', 'ai_token_usage_days', 'ai_token_wallet_sums', 'ai_token_refusal_sums',
         'ai_token_archived_keys'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
@@ -148,6 +148,8 @@ begin
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;
         if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage', 'organizations_between', 'movers',
+            'refused_between', 'wallets_closed_to', 'organizations_moved', 'sum_wallets', 'run_outs',
+            'organizations_by_wallets',
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);
@@ -159,7 +161,7 @@ begin
         if v_function.name in ('my_organizations', 'clock') then
             execute format('grant execute on function %s to authenticated', v_function.signature);
         end if;
-        if v_function.name in ('uid', 'whoami') then
+        if v_function.name in ('uid', 'whoami', 'organization_rows') then
             execute format('grant execute on function %s to authenticated, tokenlib_reader, '
                 'tokenlib_service', v_function.signature);
         end if;

@@ -246,6 +246,7 @@ create table if not exists public.ai_tokens (
 ) with (fillfactor = 80); -- room for the update of a charge on the same page
 create index ai_tokens_due on public.ai_tokens (due_at);
 create index ai_tokens_by_type on public.ai_tokens (token_type);
+create index ai_tokens_by_refresh on public.ai_tokens (refresh_date); -- no charge moves it
 
 create table if not exists public.ai_token_usage_log (
     id uuid not null default gen_random_uuid(),
@@ -313,9 +314,11 @@ create unique index one_event_per_key on public.ai_token_events
 create unique index one_refund_per_usage on public.ai_token_events
     (organization_id, subject_id) where kind = 'refund';
 create index events_by_time on public.ai_token_events (created_at);
--- What people did, and what was given back: few among many holds.
-create index events_by_people on public.ai_token_events (created_at) where kind in (
-    'grant', 'grant_scheduled', 'refund', 'release', 'finding_settled');
+-- What people did, and what was given back: few among many holds. A release of somebody else's hold
+-- says whose it was.
+create index events_by_people on public.ai_token_events (created_at) where
+    kind in ('grant', 'grant_scheduled', 'refund', 'finding_settled')
+    or kind = 'release' and data ? 'user_id';
 -- Who gave a grant, of many events of a large organization.
 create index grants_by_subject on public.ai_token_events (organization_id, subject_id)
     where kind in ('grant', 'grant_scheduled');
@@ -437,6 +440,8 @@ create table public.ai_token_changes (
     after jsonb,
     created_at timestamptz not null
 );
+create index changes_by_time on public.ai_token_changes (created_at);
+create index changes_of_staff on public.ai_token_changes (created_at) where action = 'set_staff';
 
 create table public.ai_token_latencies (
     measured_at timestamptz not null,
@@ -506,14 +511,41 @@ create table public.ai_token_usage_windows (
     tokens bigint not null,
     primary key (organization_id, user_id, days)
 );
--- What each wallet was charged in the last 7 days before windows_to, and what each organization on each
--- of its last 17 days (UTC).
+-- What each wallet was charged in the last 7 days before windows_to, with what it held then and how
+-- long that lasts; null: a year or more, or without a limit.
 create table public.ai_token_usage_pace (
     organization_id uuid not null,
     token_type text not null,
     tokens bigint not null,
+    balance bigint,
+    refresh_date timestamptz,
+    run_out_in interval,
     primary key (organization_id, token_type)
 );
+create index pace_by_run_out on public.ai_token_usage_pace (run_out_in, tokens desc)
+    where run_out_in is not null;
+
+-- The same of all wallets of an organization together: what lists are sorted and narrowed by.
+create table public.ai_token_wallet_sums (
+    organization_id uuid primary key,
+    balance bigint not null,
+    total_used bigint not null,
+    refresh_date timestamptz not null,
+    last_used_at timestamptz,
+    rank smallint,                             -- 1 red, 2 yellow, 3 green, null none
+    near_80 boolean not null,                  -- a wallet has used 80 % of its allocation, not all
+    near_100 boolean not null,
+    least_plan text,                           -- of the plans that its wallets stand on
+    most_plan text
+) with (fillfactor = 80);
+
+-- Refusals since the beginning, as they stood at `at`, in steps of five minutes with any.
+create table public.ai_token_refusal_sums (
+    at timestamptz primary key,
+    refusals bigint not null
+);
+
+-- What each organization was charged on each of its last 17 days (UTC).
 create table public.ai_token_usage_days (
     organization_id uuid not null,
     day timestamptz not null,

@@ -27,7 +27,7 @@ select a.organization_id, coalesce(o.name, a.organization_id::text) as name, a.t
 from public.ai_tokens a
 cross join clock c
 left join public.organizations o on o.id = a.organization_id
-where a.refresh_date <= c.now
+where a.refresh_date <= (select now from clock)
 order by a.refresh_date, name, a.organization_id, a.token_type
 limit %(limit)s::bigint
 
@@ -51,6 +51,27 @@ select a.organization_id, o.name, o.plan, a.plan as wallet_plan, count(*) as wal
 from public.ai_tokens a
 join public.organizations o on o.id = a.organization_id
 where a.plan is not null and a.token_type <> 'shared' and a.plan is distinct from o.plan
+group by a.organization_id, o.name, o.plan, a.plan
+order by o.name, a.organization_id, a.plan
+
+-- name: plan_drift_closed
+-- The same for staff and the service: of who may differ, by what the closing keeps.
+with differing as (
+    select s.organization_id
+    from public.ai_token_wallet_sums s
+    join public.organizations o on o.id = s.organization_id
+    where s.least_plan is not null and (s.least_plan is distinct from o.plan
+        or s.most_plan is distinct from o.plan)
+    union
+    select m.organization_id from (select tokenlib.clock() as now) as c
+    cross join lateral tokenlib.organizations_moved(tokenlib.wallets_closed_to(c.now), c.now) as m
+)
+select a.organization_id, o.name, o.plan, a.plan as wallet_plan, count(*) as wallets
+from public.ai_tokens a
+join public.organizations o on o.id = a.organization_id
+-- An array: few differ, and each is looked up.
+where a.organization_id = any (array(select organization_id from differing))
+    and a.plan is not null and a.token_type <> 'shared' and a.plan is distinct from o.plan
 group by a.organization_id, o.name, o.plan, a.plan
 order by o.name, a.organization_id, a.plan
 

@@ -15,10 +15,8 @@ by_email as (
         and total_used * 5 >= total_allocated * 4 and not (allowance is null and plan is not null)
         and %(near)s::integer = case when total_used >= total_allocated then 100 else 80 end
 ), candidates as (
-    select o.id, o.name, o.plan, coalesce(s.status, 'active') as status,
-        case when s.mode_until is null or s.mode_until > c.now then s.mode end as mode
+    select o.id, o.name, o.plan, coalesce(s.status, 'active') as status
     from public.organizations o
-    cross join clock c
     left join public.ai_token_organization_settings s on s.organization_id = o.id
     where (%(organization_id)s::uuid is null or o.id = %(organization_id)s::uuid)
         and (%(pattern)s::text is null or o.name ilike %(pattern)s::text
@@ -72,42 +70,87 @@ by_email as (
     where %(level)s::text is null
         or coalesce((array['red', 'yellow', 'green'])[h.rank], 'none') = %(level)s::text
 ), page as (
-    select *, row_number() over () as place from (
-        select * from filtered
+    select id, row_number() over () as place from (
+        select id from filtered
         order by case when %(descending)s::boolean then text end desc nulls last,
             case when not %(descending)s::boolean then text end nulls last,
             case when %(descending)s::boolean then -key else key end nulls last, name, id
         limit %(limit)s::bigint offset %(offset)s::bigint) as sorted
-), people as (
-    select organization_id, count(*) as members from public.user_profiles
-    where organization_id in (select id from page)
-    group by organization_id
 )
-select t.total, p.id as organization_id, p.name, p.plan, p.status, p.mode,
-    coalesce((array['red', 'yellow', 'green'])[w.rank], 'none') as level,
-    coalesce(m.members, 0) as members, coalesce(w.balance, 0) as balance,
-    coalesce(w.reserved, 0) as reserved, coalesce(w.total_used, 0) as total_used,
-    coalesce(w.total_allocated, 0) as total_allocated, coalesce(w.unlimited, false) as unlimited,
-    w.refresh_date, coalesce(w.refresh_due, false) as refresh_due, w.last_used_at
+select t.total, r.*
 from (select count(*) as total from filtered) as t
-left join page p on true
-left join people m on m.organization_id = p.id
-left join lateral (
-    select sum(a.balance)::bigint as balance, sum(a.reserved)::bigint as reserved,
-        sum(a.total_used)::bigint as total_used, sum(a.total_allocated)::bigint as total_allocated,
-        bool_or(a.allowance is null and a.plan is not null) as unlimited,
-        min(a.refresh_date) as refresh_date, bool_or(a.refresh_date <= c.now) as refresh_due,
-        max(a.last_used_at) as last_used_at,
-        -- The thresholds of domain.level; the worst wallet speaks.
-        min(case when a.allowance is null and a.plan is not null then 3
-            when a.total_allocated <= 0 then null
-            when a.balance * 2 > a.total_allocated then 3
-            when a.balance * 5 >= a.total_allocated then 2
-            else 1 end) filter (where a.token_type <> 'shared') as rank
-    from public.ai_tokens a
-    cross join clock c
-    where a.organization_id = p.id) as w on true
-order by p.place
+left join tokenlib.organization_rows(array(select id from page order by place)) as r on true
+order by r.place
+
+-- name: organizations_sorted
+-- All of them, in an order that their wallets decide, for staff and the service.
+select t.total, r.*
+from (select count(*) as total from public.organizations) as t
+left join tokenlib.organization_rows(tokenlib.organizations_by_wallets(%(sort)s,
+    %(descending)s, %(limit)s, %(offset)s)) as r on true
+order by r.place
+
+-- name: organizations_closed
+-- The same where wallets narrow the list, or sort what something else narrows.
+with clock as materialized (select tokenlib.clock() as now),
+moved as materialized (
+    select m.organization_id from clock c
+    cross join lateral tokenlib.organizations_moved(tokenlib.wallets_closed_to(c.now), c.now) as m
+), by_email as (
+    select organization_id from public.user_profiles
+    where %(pattern)s::text is not null and email ilike %(pattern)s::text
+), held as (
+    select s.* from public.ai_token_wallet_sums s
+    where s.organization_id not in (select organization_id from moved)
+    union all
+    select * from tokenlib.sum_wallets(array(select organization_id from moved))
+), run_outs as (
+    -- Where nothing narrows the list, of those alone who can be on its page.
+    select organization_id, extract(epoch from min(run_out_at)) as at
+    from tokenlib.run_outs(interval '365 days', case when %(descending)s::boolean
+            or %(near)s::integer is not null or coalesce(%(pattern)s::text, %(plan)s::text,
+            %(status)s::text, %(level)s::text) is not null then 1000000000
+        else (%(offset)s::bigint + %(limit)s::bigint) * (
+            select count(*) from public.ai_token_types) end, true)
+    where %(sort)s::text = 'run_out'
+    group by organization_id
+), filtered as (
+    select o.id, o.name, case %(sort)s::text when 'plan' then p.position
+            when 'balance' then h.balance when 'level' then h.rank
+            when 'total_used' then h.total_used
+            when 'refresh_date' then extract(epoch from h.refresh_date)
+            when 'last_used_at' then extract(epoch from h.last_used_at)
+            when 'run_out' then r.at end as key,
+        case %(sort)s::text when 'name' then o.name
+            when 'status' then coalesce(s.status, 'active') end as text
+    from public.organizations o
+    left join public.ai_token_organization_settings s on s.organization_id = o.id
+    left join public.ai_token_plans p on %(sort)s::text = 'plan' and p.plan = o.plan
+    left join held h on h.organization_id = o.id
+        and (%(sort)s::text <> 'run_out' or %(level)s::text is not null
+            or %(near)s::integer is not null)
+    left join run_outs r on r.organization_id = o.id
+    where (%(pattern)s::text is null or o.name ilike %(pattern)s::text
+            or o.id between %(id_from)s::uuid and %(id_to)s::uuid
+            or o.id in (select organization_id from by_email))
+        and (%(plan)s::text is null or o.plan = %(plan)s::text)
+        and (%(status)s::text is null or coalesce(s.status, 'active') = %(status)s::text)
+        and (%(near)s::integer is null
+            or case when %(near)s::integer = 80 then h.near_80 else h.near_100 end)
+        and (%(level)s::text is null
+            or coalesce((array['red', 'yellow', 'green'])[h.rank], 'none') = %(level)s::text)
+), page as (
+    select id, row_number() over () as place from (
+        select id from filtered
+        order by case when %(descending)s::boolean then text end desc nulls last,
+            case when not %(descending)s::boolean then text end nulls last,
+            case when %(descending)s::boolean then -key else key end nulls last, name, id
+        limit %(limit)s::bigint offset %(offset)s::bigint) as sorted
+)
+select t.total, r.*
+from (select count(*) as total from filtered) as t
+left join tokenlib.organization_rows(array(select id from page order by place)) as r on true
+order by r.place
 
 -- name: members
 with clock as materialized (select tokenlib.clock() as now)

@@ -7,7 +7,7 @@ with windows (period, since, until) as (values
     ('now', %(since)s::timestamptz, %(until)s::timestamptz),
     ('before', %(before)s::timestamptz, %(since)s::timestamptz))
 select w.period, c.uses, c.tokens, tokenlib.active_between(w.since, w.until) as organizations,
-    r.refusals, c.refunded,
+    tokenlib.refused_between(w.since, w.until) as refusals, c.refunded,
     round(c.tokens * p.token_cost_cents, 2) as cost_cents,
     round(m.monthly_cents * extract(epoch from w.until - w.since)
         / extract(epoch from interval '30 days'), 2) as revenue_cents
@@ -16,9 +16,6 @@ cross join lateral (
     select coalesce(sum(uses), 0)::bigint as uses, coalesce(sum(tokens), 0)::bigint as tokens,
         coalesce(sum(refunded), 0)::bigint as refunded
     from tokenlib.usage_between(w.since, w.until, null)) as c
-cross join lateral (
-    select coalesce(sum(count), 0)::bigint as refusals from public.ai_token_refusals
-    where last_at >= w.since and last_at < w.until and data ->> 'mode' is null) as r
 cross join (
     select coalesce(sum(p.monthly_price_cents), 0) as monthly_cents
     from public.organizations o
@@ -35,22 +32,16 @@ with days as materialized (
         sum(tokens)::bigint as tokens, sum(refunded)::bigint as refunded
     from tokenlib.usage_bars(%(since)s, %(until)s, 'day', %(timezone)s, null)
     group by 1
-), refused as (
-    select (last_at at time zone %(timezone)s::text)::date as day, sum(count) as refusals
-    from public.ai_token_refusals
-    where last_at >= %(since)s::timestamptz and last_at < %(until)s::timestamptz
-        and data ->> 'mode' is null
-    group by 1
 )
 select d.day, coalesce(u.uses, 0)::bigint as uses, coalesce(u.tokens, 0)::bigint as tokens,
     case when u.uses > 0 then tokenlib.active_between(d.since, d.until) else 0 end
         as organizations,
-    coalesce(r.refusals, 0)::bigint as refusals, coalesce(u.refunded, 0)::bigint as refunded,
+    tokenlib.refused_between(d.since, d.until) as refusals,
+    coalesce(u.refunded, 0)::bigint as refunded,
     round(coalesce(u.tokens, 0) * (select token_cost_cents from public.ai_token_parameters), 2)
         as cost_cents
 from days d
 left join used u using (day)
-left join refused r using (day)
 order by d.day
 
 -- name: movers
@@ -81,70 +72,14 @@ left join public.organizations o on o.id = m.organization_id
 order by abs(m.tokens - m.before) desc, m.organization_id
 
 -- name: run_outs_closed
--- run_outs of everybody, for staff and the service: the week from the rollups, with what came and went
--- since they were closed; names are read for the first rows.
-with clock as materialized (select tokenlib.clock() as now),
-closed as materialized (
-    select c.windows_to as at from public.ai_token_usage_closed c cross join clock
-    where c.windows_to <= now and c.windows_to > now - interval '24 hours'
-), bounds as materialized (
-    -- Columns: under row security an index takes no coalesce.
-    select now, now - interval '168 hours' as since, coalesce(at, now - interval '168 hours') as at,
-        at - interval '168 hours' as at_since
-    from clock left join closed on true
-), moved as materialized (
-    select organization_id, token_type, sum(tokens) as tokens
-    from (
-        select organization_id, token_type, tokens_deducted as tokens
-        from public.ai_token_usage_log
-        where created_at >= (select at from bounds) and created_at < (select now from bounds)
-        union all
-        select organization_id, token_type, -tokens_deducted
-        from public.ai_token_usage_log
-        where created_at >= (select at_since from bounds)
-            and created_at < (select since from bounds)
-    ) as m
-    group by 1, 2
-), week as (
-    select a.*, p.tokens + coalesce(m.tokens, 0) as tokens
-    from public.ai_token_usage_pace p
-    join public.ai_tokens a
-        on a.organization_id = p.organization_id and a.token_type = p.token_type
-    left join moved m on m.organization_id = p.organization_id and m.token_type = p.token_type
-    where exists (select from closed)
-    union all
-    select a.*, m.tokens
-    from moved m
-    join public.ai_tokens a
-        on a.organization_id = m.organization_id and a.token_type = m.token_type
-    where not exists (select from closed) or not exists (
-        select from public.ai_token_usage_pace p
-        where p.organization_id = m.organization_id and p.token_type = m.token_type)
-), pace as (
-    select w.organization_id, w.token_type, w.balance, w.reserved, w.total_allocated,
-        w.refresh_date, (w.tokens / 7)::float8 as pace, w.plan,
-        -- Compared before it is computed: a slow pace would overflow the calendar.
-        case when w.balance::numeric * 604800
-            < w.tokens * extract(epoch from %(within)s::interval)
-            then c.now + (w.balance * 7 / w.tokens)::float8 * interval '1 day' end as run_out_at
-    from week w
-    cross join clock c
-    where w.tokens > 0 and (w.allowance is not null or w.plan is null)
-), due as materialized (
-    select * from pace
-    where run_out_at is not null and (token_type = 'shared' or run_out_at < refresh_date)
-), first as (
-    -- More than the limit where several are as soon: names decide then.
-    select * from due
-    order by run_out_at, pace desc
-    fetch first (%(limit)s::bigint) rows with ties
-)
-select p.organization_id, coalesce(o.name, p.organization_id::text) as name,
-    coalesce(o.plan, p.plan) as plan, p.token_type, p.balance, p.reserved, p.total_allocated,
-    p.refresh_date, p.pace, p.run_out_at, (select count(*) from due) as total
-from first p
-left join public.organizations o on o.id = p.organization_id
-order by p.run_out_at, p.pace desc, name, p.organization_id, p.token_type
+-- run_outs of everybody, for staff and the service, from the rollups; names are read for the first rows.
+select a.organization_id, coalesce(o.name, a.organization_id::text) as name,
+    coalesce(o.plan, a.plan) as plan, a.token_type, a.balance, a.reserved, a.total_allocated,
+    a.refresh_date, (r.tokens / 7)::float8 as pace, r.run_out_at, r.total
+from tokenlib.run_outs(%(within)s, %(limit)s, false) as r
+join public.ai_tokens a on a.organization_id = r.organization_id and a.token_type = r.token_type
+left join public.organizations o on o.id = a.organization_id
+order by r.run_out_at, pace desc, name, a.organization_id, a.token_type
 limit %(limit)s::bigint
 
 -- name: run_outs

@@ -71,41 +71,42 @@ order by 1, c.created_at desc
 
 -- name: changes
 -- Both books of what people did: changes, and the wallet entries that a person caused.
+-- Each gives its latest, by an index.
 with done as (
-    select c.id, c.organization_id, c.action, c.actor, c.reason, c.before, c.after, c.created_at
+    (select c.id, c.organization_id, c.action, c.actor, c.reason, c.before, c.after, c.created_at
     from public.ai_token_changes c
+    where (%(organization_id)s::uuid is null or c.organization_id = %(organization_id)s::uuid)
+        and (%(action)s::text is null or c.action = %(action)s::text)
+        and (%(actor)s::text is null or c.actor = %(actor)s::text)
+        and (%(before_at)s::timestamptz is null or (c.created_at, c.id)
+            < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+    order by c.created_at desc, c.id desc limit %(limit)s::bigint)
     union all
-    select e.id, e.organization_id, e.kind, e.actor, e.reason, null,
+    -- Of releases those that somebody else than the hold's owner decided.
+    (select e.id, e.organization_id, e.kind, e.actor, e.reason, null,
         jsonb_build_object('token_type', e.token_type, 'subject_id', e.subject_id,
             'balance_change', e.balance_change, 'balance_after', e.balance_after) || e.data,
         e.created_at
     from public.ai_token_events e
-    where e.kind in ('grant', 'grant_scheduled', 'refund', 'finding_settled')
-        and e.actor <> 'system'
-    union all
-    -- A hold that somebody else than its owner ended.
-    select e.id, e.organization_id, e.kind, e.actor, e.reason, null,
-        jsonb_build_object('token_type', e.token_type, 'subject_id', e.subject_id,
-            'balance_change', e.balance_change, 'balance_after', e.balance_after) || e.data,
-        e.created_at
-    from public.ai_token_events e
-    join public.ai_token_reservations r
-        on r.organization_id = e.organization_id and r.id = e.subject_id
-    where e.kind = 'release' and e.actor <> r.user_id::text
+    where (e.kind in ('grant', 'grant_scheduled', 'refund', 'finding_settled')
+            and e.actor <> 'system' or e.kind = 'release' and e.data ? 'user_id')
+        and (%(organization_id)s::uuid is null or e.organization_id = %(organization_id)s::uuid)
+        and (%(action)s::text is null or e.kind = %(action)s::text)
+        and (%(actor)s::text is null or e.actor = %(actor)s::text)
+        and (%(before_at)s::timestamptz is null or (e.created_at, e.id)
+            < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+    order by e.created_at desc, e.id desc limit %(limit)s::bigint)
+), former as (
+    select distinct on (1) before ->> 'user_id' as actor, before ->> 'email' as name
+    from public.ai_token_changes where action = 'set_staff' and before ->> 'user_id' is not null
+    order by 1, created_at desc
 )
 select d.id, d.organization_id, o.name as organization, d.action, d.actor,
-    coalesce(s.full_name, (select c.before ->> 'email' from public.ai_token_changes c
-        where c.action = 'set_staff' and c.before ->> 'user_id' = d.actor
-        order by c.created_at desc limit 1), d.actor) as actor_name,
-    d.reason, d.before, d.after, d.created_at
+    coalesce(s.full_name, f.name, d.actor) as actor_name, d.reason, d.before, d.after, d.created_at
 from done d
 left join public.organizations o on o.id = d.organization_id
 left join public.tokenlib_staff s on s.user_id::text = d.actor
-where (%(organization_id)s::uuid is null or d.organization_id = %(organization_id)s::uuid)
-    and (%(action)s::text is null or d.action = %(action)s::text)
-    and (%(actor)s::text is null or d.actor = %(actor)s::text)
-    and (%(before_at)s::timestamptz is null or (d.created_at, d.id)
-        < (%(before_at)s::timestamptz, %(before_id)s::uuid))
+left join former f on f.actor = d.actor
 order by d.created_at desc, d.id desc
 limit %(limit)s::bigint
 
