@@ -227,8 +227,9 @@ begin
     if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
         return coalesce(v_count, 0); -- nothing at the edges
     elsif v_days = 1 and 100 < (select count(*) from public.ai_token_usage_log
-            where created_at >= v_hi and created_at < p_until
-                or created_at >= v_hi - interval '24 hours' and created_at < p_since) then
+            where created_at >= v_hi and created_at < p_until)
+        + (select count(*) from public.ai_token_usage_log
+            where created_at >= v_hi - interval '24 hours' and created_at < p_since) then
         -- So many are sooner found in one reading of the day than one by one.
         return coalesce(v_count, 0) + (
             select count(*) filter (where entered and not counted)

@@ -2642,7 +2642,9 @@ begin
     left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
     a.status := 'rate_limited';
     if a.mode <> 'off' and not p_asking then
-        perform tokenlib.record_refusal(a, p_now);
+        -- As a charge, which has its transaction id before it reads the clock.
+        perform pg_current_xact_id();
+        perform tokenlib.record_refusal(a, tokenlib.clock());
     end if;
     if a.mode <> 'enforce' then
         a.status := 'ok';
@@ -2709,25 +2711,6 @@ begin
     end if;
     return case when a.limit_name is null then a
         else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
-    if a.limit_name is null then
-        return a;
-    end if;
-    select coalesce(p_mode,
-        case when s.mode_until is null or s.mode_until > v_now then s.mode end,
-        case when p.mode_until is null or p.mode_until > v_now then p.mode end, 'enforce')
-    into strict a.mode
-    from public.ai_token_parameters p
-    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
-    if a.mode <> 'off' then
-        a.status := 'rate_limited';
-        -- As a charge, which has its transaction id before it reads the clock.
-        perform pg_current_xact_id();
-        perform tokenlib.record_refusal(a, tokenlib.clock());
-    end if;
-    if a.mode <> 'enforce' then
-        a.status := 'ok';
-    end if;
-    return a;
 end
 $$;
 
@@ -3535,8 +3518,9 @@ begin
     if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
         return coalesce(v_count, 0); -- nothing at the edges
     elsif v_days = 1 and 100 < (select count(*) from public.ai_token_usage_log
-            where created_at >= v_hi and created_at < p_until
-                or created_at >= v_hi - interval '24 hours' and created_at < p_since) then
+            where created_at >= v_hi and created_at < p_until)
+        + (select count(*) from public.ai_token_usage_log
+            where created_at >= v_hi - interval '24 hours' and created_at < p_since) then
         -- So many are sooner found in one reading of the day than one by one.
         return coalesce(v_count, 0) + (
             select count(*) filter (where entered and not counted)
