@@ -217,6 +217,23 @@ def test_the_switch_for_one_organization_and_back(console: Open, tokens: Tokens)
     assert [each.organization_id for each in tokens.switch_state().settings] == [None]
 
 
+def test_whose_claim_makes_somebody_staff_stands_beside_their_role(
+    console: Open, token_database: TestDatabase, token_clock: TestClock
+) -> None:
+    assert "issuer" not in table(console("settings.py", view="Staff"), "role")
+    with token_database.connect() as owner:
+        owner.execute(
+            "insert into tokenlib_staff (user_id, email, full_name, role, issuer, until, signed_at)"
+            " values (gen_random_uuid(), 'grace@example.org', 'Grace', 'support',"
+            " 'https://id.example.org/realms/product', %s, %s)",
+            (token_clock.now() + timedelta(minutes=5), token_clock.now()),
+        )
+    found = table(console("settings.py", view="Staff"), "role")
+    shown = found.set_index("full_name")
+    assert shown["issuer"]["Grace"] == "id.example.org/realms/product"
+    assert list(found).index("issuer") == list(found).index("role") + 1
+
+
 def test_staff_are_added_changed_and_removed(console: Open, tokens: Tokens) -> None:
     person = uuid4()
     app = press(console("settings.py", view="Staff"), "Add a person")

@@ -21,8 +21,6 @@ ROLES: dict[Literal["admin", "support", "nobody"], str] = {
     "nobody": "Not staff",
 }
 _CLICK = "staff_click"
-
-
 _CLAIM = st.column_config.TextColumn("By a claim of", width=160)
 
 
@@ -39,22 +37,19 @@ def draw(here: Office) -> None:
         None if row.left_today is None else row.grants_per_day for row in rows
     ]
     data["action"] = "Change"
-    tables.show(
-        data,
-        {
-            "full_name": "Name",
-            "email": "E-mail",
-            "role": "Role",
-            **({"issuer": _CLAIM} if by_claim else {}),
-            "grants_per_day": tables.number(
-                "Gifts a day", note="Tokens that support may give in a UTC day; admins, any."
-            ),
-            "granted_today": tables.number("Given today"),
-            "created_at": tables.time("Since", here.context.zone),
-            "action": tables.action(_CLICK),
-        },
-        "Staff: admins and support",
-    )
+    columns = {
+        "full_name": "Name",
+        "email": "E-mail",
+        "role": "Role",
+        **({"issuer": _CLAIM} if by_claim else {}),
+        "grants_per_day": tables.number(
+            "Gifts a day", note="Tokens that support may give in a UTC day; admins, any."
+        ),
+        "granted_today": tables.number("Given today"),
+        "created_at": tables.time("Since", here.context.zone),
+        "action": tables.action(_CLICK),
+    }
+    tables.show(data[list(columns)], columns, "Staff: admins and support")
     if (row := tables.clicked(_CLICK, rows)) is not None:
         actions.ask(PERSON, None, row.user_id)
     st.button(
