@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -378,11 +377,14 @@ def test_the_database_takes_no_output_units_that_are_no_count(
         with pytest.raises(psycopg.errors.InvalidParameterValue) as refused:
             service.execute(f"select * from {call}", (*pro, GOAL, metadata))  # noqa: S608
         assert refused.value.diag.column_name == "metadata.output_units"
-    one = {"organization": str(pro[0]), "member": str(pro[1]), "feature": GOAL, "units": 1}
     for limits in (False, True):
-        asked = json.dumps([one | {"limits": limits, "metadata": "?"}]).replace('"?"', metadata)
-        made = "select * from tokenlib.deduct_many(%s::jsonb, false)"
-        assert service.execute(made, (asked,)).fetchall() == []
+        made = service.execute(
+            "select * from tokenlib.deduct_many(array[gen_random_uuid()], array[%s]::uuid[],"
+            " array[%s]::uuid[], array[%s], array[1]::bigint[], array[%s]::jsonb[],"
+            " array[null]::text[], array[%s], false)",
+            (*pro, GOAL, metadata, limits),
+        )
+        assert made.fetchall() == []
 
 
 def test_a_hold_is_not_charged_with_output_units_that_are_no_count(
