@@ -185,7 +185,8 @@ def test_output_units_of_a_key(
 ) -> None:
     """Known before the call, as the most that may come, or after it: refused either way."""
     spender = limited(output_units_per_request=500)
-    large, most = ({"metadata": {"output_units": units}} for units in (501, 500))
+    large: dict[str, Any] = {"metadata": {"output_units": 501}}
+    most: dict[str, Any] = {"metadata": {"output_units": 500}}
     wanted = INSIGHT | {"userId": str(world.user)}
     path = f"{world.path}/reservations"
     for refused in (spender.charge(**large), api.post(path, spender.who, **wanted, **large)):

@@ -205,7 +205,7 @@ def test_limits_hold_on_the_short_way(
 ) -> None:
     key = tokens.staff_create_key(world.admin, "K", ["spend"], reason="a test", **limit)
     who = {"Authorization": f"Bearer {key.secret}"}
-    body = {"feature": "analyze_strategy", "userId": str(world.user)}
+    body: dict[str, Any] = {"feature": "analyze_strategy", "userId": str(world.user)}
     body |= {"metadata": {"output_units": 10}}
     statuses = [api.post(f"{world.path}/charges", who, **body).status_code for _ in range(3)]
     assert statuses[-1] == 429
