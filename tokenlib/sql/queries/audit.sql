@@ -31,24 +31,10 @@ from public.ai_tokens
 where organization_id = any(%(ids)s) and (total_allocated <> balance + reserved + total_used
     or balance < 0 or reserved < 0 or total_used < 0)
 
--- name: wallets_missing
--- Entries whose wallet is gone, and so nothing else here would look at.
-select organization_id, token_type, 'wallet_missing' as kind, 'wallet' as entry,
-    format('there are %%s entries, and no wallet', count(*)) as detail
-from (
-    select organization_id, token_type from public.ai_token_events
-    where organization_id = any(%(ids)s)
-    union all
-    select organization_id, token_type from public.ai_token_usage_log
-    where organization_id = any(%(ids)s) and number is not null
-) as entries
-where not exists (select from public.ai_tokens w
-    where w.organization_id = entries.organization_id and w.token_type = entries.token_type)
-group by organization_id, token_type
-
 -- name: wallet_entries
--- Replays the entries of each wallet in order: the balance after each, and the figures at the end. What
--- was archived counts as one, with the sums of its entry; before it no balance can be replayed.
+-- Replays the entries of each wallet in order, in one pass: the balance after each, and the figures at
+-- the end. What was archived counts as one, with the sums of its entry; before it no balance can be
+-- replayed. Entries whose wallet is gone nothing else here would look at.
 with archived as (
     select organization_id, token_type, max((data ->> 'through')::bigint) as through
     from public.ai_token_events
@@ -56,18 +42,18 @@ with archived as (
     group by organization_id, token_type
 ), entries as (
     select organization_id, token_type, number as log_position, 0::bigint as event_position,
-        'log ' || number as entry,
+        null::bigint as event, 1 as entries,
         case when reservation_id is null then -tokens_deducted else returned end as balance_change,
         -held as reserved_change, tokens_deducted as used_change, remaining_balance as balance_after
     from public.ai_token_usage_log
     where organization_id = any(%(ids)s) and number is not null
     union all
-    select organization_id, token_type, after_log, number, 'event ' || number,
+    select organization_id, token_type, after_log, number, number, 1,
         balance_change, reserved_change, used_change, balance_after
     from public.ai_token_events
     where organization_id = any(%(ids)s)
     union all
-    select organization_id, token_type, (data ->> 'through')::bigint, 0, 'event ' || number,
+    select organization_id, token_type, (data ->> 'through')::bigint, 0, number, 0,
         (data ->> 'balance_change')::bigint, (data ->> 'reserved_change')::bigint,
         (data ->> 'tokens_deducted')::bigint, (data ->> 'balance_after')::bigint
     from public.ai_token_events
@@ -77,16 +63,21 @@ with archived as (
     from entries
     window in_order as (partition by organization_id, token_type
         order by log_position, event_position rows unbounded preceding)
-), totals as (
-    select organization_id, token_type, sum(balance_change) as balance,
-        sum(reserved_change) as reserved, sum(used_change) as used
-    from entries group by organization_id, token_type
+), totals as materialized (
+    select organization_id, token_type, sum(entries) as entries, sum(balance_change) as balance,
+        sum(reserved_change) as reserved, sum(used_change) as used,
+        array_agg(array[log_position, event, balance_after, balance])
+            filter (where balance <> balance_after) as wrong
+    from replayed group by organization_id, token_type
 )
-select organization_id, token_type, 'balance_after_differs' as kind, entry,
-    format('says %%s, the entries before it give %%s', balance_after, balance) as detail
-from replayed r where balance <> balance_after and not exists (
-    select from archived a where a.organization_id = r.organization_id
-        and a.token_type = r.token_type and a.through > r.log_position)
+select t.organization_id, t.token_type, 'balance_after_differs' as kind,
+    coalesce('event ' || t.wrong[i][2], 'log ' || t.wrong[i][1]) as entry,
+    format('says %%s, the entries before it give %%s', t.wrong[i][3], t.wrong[i][4]) as detail
+from totals t
+cross join generate_subscripts(t.wrong, 1) as i
+where not exists (
+    select from archived a where a.organization_id = t.organization_id
+        and a.token_type = t.token_type and a.through > t.wrong[i][1])
 union all
 select w.organization_id, w.token_type, 'wallet_differs_from_entries', 'wallet',
     format('balance %%s, reserved %%s, used %%s; its entries give %%s, %%s, %%s', w.balance,
@@ -95,10 +86,18 @@ from public.ai_tokens w
 left join totals t using (organization_id, token_type)
 where w.organization_id = any(%(ids)s) and w.event_number > 0
     and (w.balance, w.reserved, w.total_used) is distinct from (t.balance, t.reserved, t.used)
+union all
+select t.organization_id, t.token_type, 'wallet_missing', 'wallet',
+    format('there are %%s entries, and no wallet', t.entries)
+from totals t
+where not exists (select from public.ai_tokens w
+    where w.organization_id = t.organization_id and w.token_type = t.token_type)
 
 -- name: log_chain
 -- One pass in the order of the index: what is compared is an entry and the one before it, and the
--- first with where an archive ends.
+-- first with where an archive ends. The hash is tokenlib.charge_hash, and the digest tokenlib.digest,
+-- written out: to call them takes as long as to compute them. Metadata may be gone only where an entry
+-- says that this person's was erased.
 with cuts as (
     select distinct on (organization_id, token_type) organization_id, token_type,
         (data ->> 'through')::bigint as through, decode(data ->> 'hash', 'hex') as end_hash
@@ -106,25 +105,38 @@ with cuts as (
     where organization_id = any(%(ids)s) and kind = 'archived'
     order by organization_id, token_type, number desc
 ), chained as (
-    select row(l.*)::public.ai_token_usage_log as l,
-        coalesce(lag(l.hash) over in_order, cuts.end_hash, '\x'::bytea) as before,
+    select l.*, coalesce(lag(l.hash) over in_order, cuts.end_hash, '\x'::bytea) as before,
         coalesce(lag(l.number) over in_order, cuts.through, 0::bigint) as last
     from public.ai_token_usage_log l
     left join cuts using (organization_id, token_type)
     where l.organization_id = any(%(ids)s) and l.number is not null
     window in_order as (partition by l.organization_id, l.token_type order by l.number)
+), looked_at as (
+    select organization_id, token_type, number, last, user_id, number <> last + 1 as gap,
+        hash is distinct from sha256(before || convert_to(json_build_array(hash_version, id,
+            organization_id, token_type, number, user_id, feature_used, units, tokens_deducted,
+            tokens_waived, remaining_balance, reservation_id, held, returned, idempotency_key,
+            encode(request_hash, 'hex'), encode(metadata_digest, 'hex'),
+            (extract(epoch from created_at) * 1000000)::bigint)::text, 'UTF8')) as altered,
+        metadata is not null and metadata_digest
+            is distinct from sha256(convert_to(metadata::text, 'UTF8')) as other,
+        metadata is null and metadata_digest is not null as gone
+    from chained
 )
-select (l).organization_id, (l).token_type, p.kind, 'log ' || (l).number as entry, p.detail
-from chained
+select l.organization_id, l.token_type, p.kind, 'log ' || l.number as entry, p.detail
+from looked_at l
 cross join lateral (values
-    ('log_number_gap', (l).number <> last + 1, format('follows number %%s', last)),
-    ('log_hash_differs', (l).hash is distinct from tokenlib.usage_hash(before, l),
-        'the entry or the one before it was changed'),
-    ('metadata_differs', (l).metadata is not null
-        and (l).metadata_digest is distinct from tokenlib.digest((l).metadata),
-        'the metadata is not what was charged')
+    ('log_number_gap', gap, format('follows number %%s', last)),
+    ('log_hash_differs', altered, 'the entry or the one before it was changed'),
+    ('metadata_differs', other, 'the metadata is not what was charged'),
+    ('metadata_missing', gone and not exists (
+            select from public.ai_token_events e
+            where e.organization_id = l.organization_id and e.token_type = l.token_type
+                and e.kind = 'metadata_erased' and e.subject_id = l.user_id
+                and e.after_log >= l.number),
+        'the metadata is gone, and no entry says that it was erased')
 ) as p (kind, wrong, detail)
-where p.wrong
+where (gap or altered or other or gone) and p.wrong
 
 -- name: log_heads
 -- The wallet knows how many there are, archived ones included, and the hash of the last one.
@@ -187,23 +199,29 @@ join lateral (select count(*) as kept from public.ai_token_archived_keys k
 group by organization_id, k.kept having sum(a.keys) <> k.kept
 
 -- name: event_chain
--- One pass in the order of the index: what is compared is an entry and the one before it.
+-- As log_chain, by tokenlib.event_hash.
 with chained as (
-    select row(e.*)::public.ai_token_events as e,
-        lag(hash, 1, '\x'::bytea) over in_order as before,
+    select e.*, lag(hash, 1, '\x'::bytea) over in_order as before,
         lag(number, 1, 0::bigint) over in_order as last
     from public.ai_token_events e
     where organization_id = any(%(ids)s)
     window in_order as (partition by organization_id, token_type order by number)
+), looked_at as (
+    select organization_id, token_type, number, last, number <> last + 1 as gap,
+        hash is distinct from sha256(before || convert_to(json_build_array(hash_version, id,
+            organization_id, token_type, number, after_log, kind, balance_change, reserved_change,
+            used_change, balance_after, (extract(epoch from effective_at) * 1000000)::bigint,
+            (extract(epoch from created_at) * 1000000)::bigint, actor, reason, subject_id,
+            idempotency_key, encode(request_hash, 'hex'), data)::text, 'UTF8')) as altered
+    from chained
 )
-select (e).organization_id, (e).token_type, p.kind, 'event ' || (e).number as entry, p.detail
-from chained
+select organization_id, token_type, p.kind, 'event ' || number as entry, p.detail
+from looked_at
 cross join lateral (values
-    ('event_number_gap', (e).number <> last + 1, format('follows number %%s', last)),
-    ('event_hash_differs', (e).hash is distinct from tokenlib.event_hash(before, e),
-        'the entry or the one before it was changed')
+    ('event_number_gap', gap, format('follows number %%s', last)),
+    ('event_hash_differs', altered, 'the entry or the one before it was changed')
 ) as p (kind, wrong, detail)
-where p.wrong
+where (gap or altered) and p.wrong
 
 -- name: event_heads
 -- The wallet knows how many there are, and the hash of the last one.
@@ -450,17 +468,18 @@ group by organization_id, idempotency_key having count(*) > 1
 select tokenlib.record_verification(%(wallets)s, %(entries)s, %(problems)s) as recorded
 
 -- name: erasures
--- Metadata may be gone only where an entry says that this person's was erased.
+-- As log_chain has it, for rows of the old system.
 select l.organization_id, l.token_type, 'metadata_missing' as kind,
-    'log ' || coalesce(l.number::text, l.id::text) as entry,
+    'log ' || l.id as entry,
     'the metadata is gone, and no entry says that it was erased' as detail
 from public.ai_token_usage_log l
-where l.organization_id = any(%(ids)s) and l.metadata is null and l.metadata_digest is not null
+where l.organization_id = any(%(ids)s) and l.number is null
+    and l.metadata is null and l.metadata_digest is not null
     and not exists (
         select from public.ai_token_events e
         where e.organization_id = l.organization_id and e.token_type = l.token_type
             and e.kind = 'metadata_erased' and e.subject_id = l.user_id
-            and e.after_log >= coalesce(l.number, 0))
+            and e.after_log >= 0)
 
 -- name: legacy_rows
 -- The opening entry holds how many rows of the old system there were, and their digest.
