@@ -65,9 +65,7 @@ def pictures(browser: Browser, address: str) -> None:
         take(visit, "spenders", visit.table("Who spent most"))
     with tab(browser, address) as visit:
         visit.open()
-        visit.page.get_by_role("searchbox", name="Find an organization").fill(CUSTOMER)
-        visit.press(CUSTOMER)
-        visit.heading("Organization")
+        visit.find(CUSTOMER, CUSTOMER)
         visit.view("Refusals")
         visit.page.get_by_text("Could this person do this now?").wait_for()
         take(visit, "refusals", None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, expect
 
 from tests.browser.looking import faint, walk
 from tests.browser.visiting import Visit
@@ -13,42 +15,52 @@ from tokenlib.tokens import Tokens
 
 HEALTHY = demo.SCENARIOS["healthy"]
 ORGANIZATION = HEALTHY.organization_id
-_AT = """() => {
+Role = Literal["button", "link", "searchbox", "spinbutton", "textbox"]
+NAME = "Cedar Plumbing 01"
+MOST = 150
+"""Times that Tab is pressed at most. A table takes one for each column."""
+_FOCUSED = "one => one === document.activeElement"
+_CELL = "grid => grid.querySelector('canvas:focus, canvas :focus') !== null"
+_STOP = """() => {
     const one = document.activeElement;
-    if (['MAIN', 'BODY', 'TD'].includes(one.tagName)) return '';
-    return one.ariaLabel || one.labels?.[0]?.innerText || one.innerText || '';
+    return `${one.tagName} ${(one.ariaLabel || one.innerText || one.id).slice(0, 40)}`;
 }"""
 
 pytestmark = pytest.mark.usefixtures("fresh")
 
 
-def tab_to(page: Page, name: str, most: int = 150) -> None:
+def tab_to(visit: Visit, role: Role, name: str, within: Locator | None = None) -> Locator:
     """Press Tab until the control with this name has the focus."""
-    for _ in range(most):
-        page.keyboard.press("Tab")
-        if name in page.evaluate(_AT).split("\n"):
-            return
-    pytest.fail(f"Tab does not come to {name}")
+    control = (within or visit.page).get_by_role(role, name=name, exact=True)
+    tab_until(visit, control, _FOCUSED)
+    return control
 
 
 def choose_row(visit: Visit, table: str) -> None:
     """Tab to a table and choose its first row, as a grid is used."""
     grid = visit.table(table)
-    for _ in range(150):
-        visit.page.keyboard.press("Tab")
-        if grid.locator("canvas:focus, canvas :focus").count():
-            break
-    else:
-        pytest.fail(f"Tab does not come to {table}")
+    tab_until(visit, grid, _CELL)
     visit.page.keyboard.press("Control+Home")
     visit.page.keyboard.press("Shift+Space")
     expect(grid.locator("tr[aria-selected=true]")).to_have_count(1)
+
+
+def tab_until(visit: Visit, one: Locator, reached: str) -> None:
+    """Press Tab until it is reached. It is there before the first time, and the page at rest."""
+    expect(one).to_be_visible()
     visit.drawn()
+    stops: list[str] = []
+    while len(stops) < MOST:
+        visit.page.keyboard.press("Tab")
+        if one.evaluate(reached):
+            return
+        stops.append(visit.page.evaluate(_STOP))
+    pytest.fail(f"Tab does not come to {one}, but to {stops}")
 
 
 def test_a_dialog_keeps_the_focus_and_gives_it_back(visit: Visit) -> None:
     page = visit.open(f"organization?id={ORGANIZATION}")
-    tab_to(page, "Grant tokens")
+    tab_to(visit, "button", "Grant tokens")
     page.keyboard.press("Enter")
     visit.dialog()
     assert faint(page) == []
@@ -62,33 +74,29 @@ def test_a_dialog_keeps_the_focus_and_gives_it_back(visit: Visit) -> None:
 
 def test_tokens_are_granted_without_a_mouse(visit: Visit) -> None:
     page = visit.open()
-    tab_to(page, "Find an organization")
+    tab_to(visit, "searchbox", "Find an organization")
     page.keyboard.type(str(ORGANIZATION))
-    expect(page.get_by_test_id("stSidebar").get_by_test_id("stBaseButton-tertiary")).to_be_visible()
-    page.keyboard.press("Tab")
+    tab_to(visit, "link", NAME)
     page.keyboard.press("Enter")
     visit.heading("Organization")
-    visit.drawn()
-    tab_to(page, "Grant tokens")
+    tab_to(visit, "button", "Grant tokens")
     page.keyboard.press("Enter")
-    visit.dialog()
-    tab_to(page, "Tokens")
+    dialog = visit.dialog()
+    tab_to(visit, "spinbutton", "Tokens", dialog)
     page.keyboard.press("Control+A")
     page.keyboard.type("7")
     page.keyboard.press("Enter")
-    confirm = page.get_by_role("dialog").get_by_role("button", name="Grant 7 tokens")
-    expect(confirm).to_be_visible()
-    visit.drawn()
-    tab_to(page, "Reason")
+    expect(dialog.get_by_role("button", name="Grant 7 tokens")).to_be_visible()
+    tab_to(visit, "textbox", "Reason", dialog)
     page.keyboard.type("by keyboard")
-    tab_to(page, "Grant 7 tokens")
+    tab_to(visit, "button", "Grant 7 tokens", dialog)
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("stAlert").filter(has_text="7 tokens granted")).to_be_visible()
 
 
 def test_a_quest_is_generated_without_a_mouse(visit: Visit) -> None:
     page = visit.open("quests?scenario=Low")
-    tab_to(page, "Generate")
+    tab_to(visit, "button", "Generate")
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("stAlert").filter(has_text="Used 3 tokens")).to_be_visible()
 
@@ -97,12 +105,12 @@ def test_a_charge_is_given_back_without_a_mouse(visit: Visit, tokens: Tokens) ->
     tokens.deduct_tokens(ORGANIZATION, HEALTHY.user_id, "generate_leads")
     page = visit.open(f"organization?id={ORGANIZATION}&view=Ledger")
     choose_row(visit, "Entries of the books")
-    tab_to(page, "Refund")
+    tab_to(visit, "button", "Refund")
     page.keyboard.press("Enter")
-    visit.dialog()
-    tab_to(page, "Reason")
+    dialog = visit.dialog()
+    tab_to(visit, "textbox", "Reason", dialog)
     page.keyboard.type("by keyboard")
-    tab_to(page, "Refund")
+    tab_to(visit, "button", "Refund", dialog)
     page.keyboard.press("Enter")
     expect(page.get_by_test_id("stAlert").filter(has_text="Charge given back")).to_be_visible()
     assert tokens.get_token_balance(ORGANIZATION, "lead_generation").balance == 50
@@ -112,7 +120,7 @@ def test_an_organization_is_opened_from_a_table_without_a_mouse(visit: Visit) ->
     page = visit.open(f"organizations?search={ORGANIZATION}")
     choose_row(visit, "Balances of each organization")
     name = visit.cells("Balances of each organization").first.text_content()
-    tab_to(page, f"Organization: {name}")
+    tab_to(visit, "button", f"Organization: {name}")
     page.keyboard.press("Enter")
     visit.heading("Organization")
     page.wait_for_url(f"**id={ORGANIZATION}")
@@ -123,7 +131,7 @@ def test_a_refusal_is_answered_without_a_mouse(visit: Visit, tokens: Tokens) -> 
         tokens.deduct_tokens(ORGANIZATION, HEALTHY.user_id, "generate_insight", units=1000)
     page = visit.open(f"organization?id={ORGANIZATION}&view=Refusals")
     choose_row(visit, "Refused requests")
-    tab_to(page, "Reply")
+    tab_to(visit, "button", "Reply")
     page.keyboard.press("Enter")
     page.wait_for_url("**refusal=**")
     expect(page.get_by_test_id("stCode").first).to_contain_text("Nothing was charged.")

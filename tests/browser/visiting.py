@@ -18,7 +18,7 @@ from playwright.sync_api import (
 
 from tests.serving import ROOT
 
-WAIT = 30_000
+WAIT = 60_000
 """Milliseconds that something may take to appear on a busy machine."""
 SCREENS = ROOT / "build" / "screens"
 DESK = {"width": 1280, "height": 844}
@@ -31,12 +31,50 @@ FIRST = 72
 # A deep link's path could be the console's own root: Streamlit's page asks there first, and is told
 # that it is not. Nothing else may be missing.
 _PROBES = re.compile(r"/\w+/_stcore/(health|host-config)$")
+# Whether the server has drawn what the page asked for last. A page asks by a message of its own
+# kind, field 11 of a BackMsg; a run begins with field 4 of a ForwardMsg and ends with its field 6,
+# where 2 says that another run follows at once.
+_ASKING = """(() => {
+    const fields = function* (data) {
+        const bytes = new Uint8Array(data);
+        let at = 0;
+        const number = () => {
+            let value = 0;
+            for (let shift = 1; ; shift *= 128) {
+                value += (bytes[at] & 127) * shift;
+                if (bytes[at++] < 128) return value;
+            }
+        };
+        while (at < bytes.length) {
+            const tag = number(), value = number();
+            if (tag % 8 === 2) at += value;
+            yield [Math.floor(tag / 8), value];
+        }
+    };
+    window.asked = 'asked';  // as the page does first
+    const heard = ({data}) => {
+        for (const [field, value] of fields(data)) {
+            if (field === 4 && window.asked === 'asked') window.asked = 'running';
+            if (field === 6 && value !== 2 && window.asked === 'running') window.asked = '';
+        }
+    };
+    window.WebSocket = class extends WebSocket {
+        constructor(...where) {
+            super(...where);
+            this.addEventListener('message', heard);
+        }
+        send(data) {
+            for (const [field] of fields(data)) if (field === 11) window.asked = 'asked';
+            super.send(data);
+        }
+    };
+})()"""
 _DRAWN = """() => {
     const app = document.querySelector('[data-testid=stApp]');
     const shown = name => [...document.querySelectorAll(`[data-testid=${name}]`)].filter(
         one => one.checkVisibility());
     const has = part => one => one.querySelector(part) !== null;
-    return app?.dataset.testScriptState === 'notRunning'
+    return !window.asked && app?.dataset.testScriptState === 'notRunning'
         && shown('stSkeleton').length === 0
         && shown('stDataFrame').every(has('canvas'))
         && shown('stVegaLiteChart').every(has('canvas, svg'));
@@ -66,6 +104,9 @@ class Visit:
     address: str
     outside: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.add_init_script(_ASKING)
 
     def open(self, path: str = "") -> Page:
         """Go to a page of the console and wait until it is drawn."""
@@ -126,6 +167,18 @@ class Visit:
         """Follow the menu to a page."""
         self.page.get_by_test_id("stSidebarNav").get_by_text(title, exact=True).click()
         self.heading(title)
+        self.drawn()
+
+    def find(self, search: str, name: str) -> None:
+        """Search for an organization from any page, and open it."""
+        self.page.get_by_role("searchbox", name="Find an organization").fill(search)
+        self.found(name)
+
+    def found(self, name: str) -> None:
+        """Open the organization of this name, which a search has found."""
+        side = self.page.get_by_test_id("stSidebar")
+        side.get_by_role("link", name=name, exact=True).click()
+        self.heading("Organization")
         self.drawn()
 
     def act(self, table: str, row: int = 0) -> None:

@@ -29,13 +29,9 @@ def draw(person: Person) -> None:
         return
     found = person.reports.organizations(search, limit=_FOUND)
     for row in found.rows:
-        if st.button(
-            fmt.plain(row.name),
-            key=f"{KEY}_{row.organization_id}",
-            type="tertiary",
-            icon=":material/apartment:",
-        ):
-            links.organization(row.organization_id)
+        # A link, which the browser follows itself: while a button of a fragment waits for its
+        # answer, Overview may ask for its latest charges, and Streamlit then empties the new page.
+        links.found(row)
     if not found.rows:
         st.caption("No organization matches.")
     elif found.total > len(found.rows):

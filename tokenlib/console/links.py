@@ -61,6 +61,16 @@ def organization(organization_id: UUID, **query: str) -> NoReturn:
     st.switch_page(process.pages_folder() / PAGE, query_params={ID: str(organization_id), **query})
 
 
+def found(row: OrganizationRow) -> None:
+    """A link to an organization, under its name."""
+    st.page_link(
+        process.pages_folder() / PAGE,
+        label=fmt.plain(row.name),
+        icon=":material/apartment:",
+        query_params={ID: str(row.organization_id)},
+    )
+
+
 def one_step_each() -> None:
     """Make each page, and each place in a list, one step of the browser's Back.
 
