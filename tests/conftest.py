@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.serving import SHARED
 from tokenlib import embedded
 from tokenlib.embedded import memory_folder
 
@@ -22,6 +23,11 @@ if (folder := memory_folder()) is not None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bundled: about the bundled PostgreSQL, whatever else runs")
     config.addinivalue_line("markers", "one_node: looks at what one server has, not a Citus")
+    if SHARED not in os.environ:  # else this is a process of a run that has one
+        shared = Path(tempfile.mkdtemp(prefix="tokenlib-shared-"))
+        shared.chmod(0o711)  # when root runs, the database's user passes through
+        os.environ[SHARED] = str(shared)
+        config.add_cleanup(lambda: shutil.rmtree(shared))
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""A Streamlit server and a browser for it: what the browser tests and the benchmark share.
+"""A Streamlit server, its demo data and a browser: what the browser tests and the benchmark share.
 
 The browser is Chromium at TOKENLIB_CHROMIUM, else at /usr/bin/chromium.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -17,7 +18,13 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from tokenlib import connect, demo, embedded
+from tokenlib.config import Settings
+from tokenlib.embedded import Embedded
+
 ROOT = Path(__file__).parents[1]
+SHARED = "PYTEST_SHARED"
+"""The variable that names the folder which the processes of one run of tests share."""
 CHROMIUM = Path(os.environ.get("TOKENLIB_CHROMIUM") or "/usr/bin/chromium")
 ARGUMENTS = [
     "--no-sandbox",
@@ -66,6 +73,20 @@ def served(
         if process.poll() is None:
             process.kill()
             process.wait()
+
+
+def with_demo(folder: Path) -> None:
+    """Put a data folder with the demo into this folder: a copy of one that a run of tests loads."""
+    shared = Path(os.environ[SHARED])
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other process of this run waits, and copies
+        if not (shared / "loaded").exists():
+            with connect(settings=Settings(shared / "data")) as tokens:
+                demo.load(Embedded(shared / "data").url("tokenlib", "tokenlib_owner"), tokens)
+            embedded.stop(shared / "data")
+            (shared / "loaded").touch()
+    # Its files are of PostgreSQL's own user when root runs.
+    subprocess.run(["cp", "-a", shared / "data", folder / "data"], check=True)  # noqa: S607
 
 
 def _answers(address: str) -> bool:

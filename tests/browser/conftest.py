@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.browser.visiting import DESK, WAIT, Visit, visiting
-from tests.serving import ARGUMENTS, CHROMIUM, READY_SECONDS, ROOT, served
+from tests.serving import ARGUMENTS, CHROMIUM, READY_SECONDS, ROOT, served, with_demo
 from tokenlib import demo
 from tokenlib.config import Settings
 from tokenlib.embedded import Embedded
@@ -44,10 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    """`streamlit run app.py` on a free port and an empty data folder; gone afterwards."""
+    """`streamlit run app.py` on a free port and the demo data; gone afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="tokenlib-browser-"))
     folder.chmod(0o711)  # when root runs, the database's user passes through
     try:
+        with_demo(folder)
         with served(ROOT / "app.py", folder, _pepper) as address:
             yield Served(address, Embedded(folder / "data"))
         left = [

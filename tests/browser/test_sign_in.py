@@ -25,7 +25,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from streamlit.web.server.starlette.starlette_app_utils import create_signed_value
 
 from tests.browser.visiting import DESK, WAIT, Visit
-from tests.serving import ROOT, served
+from tests.serving import ROOT, served, with_demo
 from tokenlib import demo
 from tokenlib.embedded import Embedded
 
@@ -142,6 +142,7 @@ def served_with() -> Iterator[Served]:
     folder = Path(tempfile.mkdtemp(prefix="tokenlib-sign-in-"))
     folder.chmod(0o711)  # when root runs, the database's user passes through
     try:
+        with_demo(folder)
         with provider(folder) as issuer:
 
             def settings(address: str) -> dict[str, str]:
@@ -293,7 +294,7 @@ def test_a_tab_that_nobody_touches_closes_when_its_identity_ends(
     with browsing(browser, served_with) as another:
         another.sign_in("support", "health").heading("Health")
     took = time.monotonic() - began
-    end = int(time.time() + LASTS + 4 * took)
+    end = int(time.time() + LASTS + 3 * took)
     person.served.account("brief", email=ADMIN.email, email_verified=True, exp=end)
     visit = person.sign_in("brief", "health")
     visit.heading("Health")
