@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from uuid import UUID
 
 from tokenlib import inputs
@@ -26,15 +25,25 @@ class AttemptVerbs(CatalogVerbs):
         params = {"user_id": user_id, "problem": said}
         self.database.call(statements("gate")["failed_attempt"], params, "repeatable")
 
-    @contextmanager
-    def _attempt(self, user: UUID | str, limits: bool) -> Iterator[None]:
+    def _attempt(self, user: UUID | str, limits: bool) -> _Attempt:
         """Where limits hold, what is malformed is on record; the database has counted the rest."""
-        try:
-            yield
-        except UnknownFeature:
-            raise
-        except InvalidInput as error:
-            if limits is True:
-                with suppress(InvalidInput):  # nobody is known
-                    self.failed_attempt(user, f"malformed {error.field}")
-            raise
+        return _Attempt(self, user, limits)
+
+
+class _Attempt:
+    """Around a call. Every charge goes through it, so it is no generator."""
+
+    def __init__(self, verbs: AttemptVerbs, user: UUID | str, limits: bool) -> None:
+        self._verbs, self._user, self._limits = verbs, user, limits
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        if (
+            isinstance(error, InvalidInput)
+            and not isinstance(error, UnknownFeature)
+            and self._limits is True
+        ):
+            with suppress(InvalidInput):  # nobody is known
+                self._verbs.failed_attempt(self._user, f"malformed {error.field}")

@@ -169,9 +169,7 @@ class Database:
         self, statement: str, params: Mapping[str, Any], patience: float
     ) -> list[tuple[Any, ...]]:
         """As `once`, for many rows."""
-        return self._ask(
-            lambda connection: connection.execute(statement, params).fetchall(), patience, "once"
-        )
+        return self._ask(lambda connection: connection.tuples(statement, params), patience, "once")
 
     def rows(
         self,

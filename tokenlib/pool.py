@@ -59,6 +59,12 @@ class Connection(psycopg.Connection[Any]):
             cursor = self._cursors[statement] = self.cursor(row_factory=_Named())
         return cursor.execute(statement, params).fetchall()
 
+    def tuples(self, statement: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """As `rows`, without the names."""
+        if (cursor := self._tuple_cursors.get(statement)) is None:
+            cursor = self._tuple_cursors[statement] = self.cursor()
+        return cursor.execute(statement, params).fetchall()
+
     def asked(
         self,
         statement: str,
@@ -81,6 +87,10 @@ class Connection(psycopg.Connection[Any]):
 
     @cached_property
     def _cursors(self) -> dict[str, psycopg.Cursor[dict[str, Any]]]:
+        return {}
+
+    @cached_property
+    def _tuple_cursors(self) -> dict[str, psycopg.Cursor[tuple[Any, ...]]]:
         return {}
 
     def wait(

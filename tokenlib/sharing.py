@@ -2,8 +2,8 @@
 
 Who comes while nobody is at work asks alone and at once, so a lone caller pays nothing. Who comes
 meanwhile waits in line; one of them then asks for all, in one transaction with an answer for each:
-when whoever is at work has ended, or while they are at it once there are a few. What that does not
-charge, because it is anything but plain, its caller asks for alone.
+when whoever is at work has ended, or while they are at it once half of the callers wait. What that does
+not charge, because it is anything but plain, its caller asks for alone.
 
 A wallet that somebody else has in hand gets a line of its own: whoever wants it waits there, and
 holds nobody else up.
@@ -26,8 +26,8 @@ from tokenlib.errors import DatabaseUnavailable, TokenlibError
 from tokenlib.retry import LEAST_PATIENCE_SECONDS
 
 _MOST = 64
-# While the server is at work on one batch, the callers of the batch before it are on their way
-# back: so many of them are worth a batch of their own, which is ready when the first one ends.
+# While the server is at work for one half of the callers, the other half is on its way back and asks
+# anew: two halves in turns keep both sides busy. Of many callers a few are enough.
 AT_ONCE = 2
 FEW = 16
 # Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.
@@ -52,6 +52,7 @@ class Caller:
         self.id: UUID  # of the charge, if it is made with others
         self.row: tuple[Any, ...] | None = None
         self.error: DatabaseUnavailable | None = None
+        self.told = False  # that nothing more comes
         self.woken = threading.Lock()
         self.woken.acquire()
 
@@ -67,6 +68,9 @@ class _Line:
         self.organization = organization  # whose wallets somebody else has in hand
         self.waiting: deque[Caller] = deque()
         self.begun: list[float] = []
+        self.hands = 0  # how many those at work ask for
+        # How many were here at once, waiting or asked for, since a batch has ended and before that.
+        self.most = self.most_before = 0
 
     def free(self, now: float) -> bool:
         if not self.begun:
@@ -74,15 +78,28 @@ class _Line:
         stuck = STUCK_SECONDS if self.organization is None else float("inf")
         return all(now - begun > stuck for begun in self.begun)
 
+    def enough(self) -> bool:
+        """Whether those who wait are worth a batch of their own beside the one at work."""
+        half = (max(self.most, self.most_before) + 1) // 2
+        return len(self.waiting) >= min(half, FEW)
+
     def queue(self, caller: Caller) -> None:
         caller.line = self
         self.waiting.append(caller)
+        self.most = max(self.most, len(self.waiting) + self.hands)
 
     def send(self, crew: list[Caller], leader: Caller, now: float) -> Caller:
         """Let these go to work. Returns who leads, and has to be woken."""
         leader.crew, leader.line, leader.begun = crew, self, now
         self.begun.append(now)
+        self.hands += len(crew)
         return leader
+
+    def end(self, begun: float, crew: int) -> None:
+        """Those who began then, and are so many, are no longer at work."""
+        self.most_before, self.most = self.most, len(self.waiting) + self.hands
+        self.begun.remove(begun)
+        self.hands -= crew
 
     def join(self, crew: list[Caller]) -> None:
         """Let those who wait join the crew, as far as it has room."""
@@ -95,7 +112,7 @@ class _Line:
         """Whoever leads those who wait, if it is their turn: one who is awake, else the first."""
         if not self.waiting:
             return None
-        if not self.free(now) and (len(self.begun) >= AT_ONCE or len(self.waiting) < FEW):
+        if not self.free(now) and (len(self.begun) >= AT_ONCE or not self.enough()):
             return None
         crew: list[Caller] = []
         self.join(crew)
@@ -145,7 +162,7 @@ class SharedCommit:
                 if other is not caller:
                     other.line = line
                     line.waiting.appendleft(other)
-        self._end(line, caller.begun)
+        self._end(line, caller.begun, len(crew))
 
     def look(self, caller: Caller) -> None:
         """Whether it is somebody's turn because those at work are stuck."""
@@ -192,7 +209,7 @@ class SharedCommit:
                 try:
                     return alone()
                 finally:
-                    self._end(line, now)
+                    self._end(line, now, 1)
             here = Caller(asked)
             self.enter(here)
             return self._answer(here, give_up_at, alone)
@@ -206,6 +223,7 @@ class SharedCommit:
             if not line.free(now):
                 return None
             line.begun.append(now)
+            line.hands += 1
             return line
 
     def _answer(self, caller: Caller, give_up_at: float, alone: Callable[[], Row]) -> Row:
@@ -214,26 +232,29 @@ class SharedCommit:
             if caller.line is not None:  # alone at work
                 return alone()
         finally:
-            self.leave(caller)
+            if caller.line is not None:
+                self.leave(caller)
         if caller.error is not None:
             raise caller.error
         return alone() if caller.row is None else charged(caller)
 
     def _wait(self, caller: Caller, give_up_at: float) -> None:
         """Until there is an answer, or it is their turn; leads on the way, when told to."""
-        while True:
+        while not caller.told:
             if not caller.woken.acquire(timeout=STUCK_SECONDS):
                 self.look(caller)
                 self.give_up(caller, give_up_at)
-            elif caller.line is None or not self._gathered(caller, caller.line):
-                return
-            else:
+            elif caller.line is not None:
+                if not self._gathered(caller, caller.line):
+                    return
                 self._lead(caller, caller.line, give_up_at)
 
     def _gathered(self, leader: Caller, line: _Line) -> bool:
         """Whether others are to be asked for: also those who came since the leader was woken."""
         with self._mutex:
+            before = len(leader.crew)
             line.join(leader.crew)
+            line.hands += len(leader.crew) - before
             return len(leader.crew) > 1
 
     def withdraw(self, caller: Caller) -> bool:
@@ -267,10 +288,13 @@ class SharedCommit:
         finally:
             with self._mutex:
                 leader.line, leader.crew = None, []
-            self._tell(crew, rows, lost)
-            self._end(line, begun)
+            # The next ones go to work before these go home.
+            self._end(line, begun, len(crew))
+            self._tell(leader, crew, rows, lost)
 
-    def _tell(self, crew: list[Caller], rows: list[tuple[Any, ...]], lost: bool) -> None:
+    def _tell(
+        self, leader: Caller, crew: list[Caller], rows: list[tuple[Any, ...]], lost: bool
+    ) -> None:
         """Each their own answer; none: they ask alone."""
         locked = []
         for row in rows:
@@ -281,9 +305,12 @@ class SharedCommit:
             else:
                 caller.row = row
         for caller in crew:
+            if locked and caller in locked:
+                continue
             if lost:
                 caller.error = DatabaseUnavailable(_LOST, "unknown")
-            if not locked or caller not in locked:
+            caller.told = True
+            if caller is not leader:  # who is awake
                 caller.wake()
         if locked:
             self._move(locked)
@@ -301,10 +328,10 @@ class SharedCommit:
             if leader is not None:
                 leader.wake()
 
-    def _end(self, line: _Line, begun: float) -> None:
+    def _end(self, line: _Line, begun: float, crew: int) -> None:
         """One at work has ended: the next go on."""
         with self._mutex:
-            line.begun.remove(begun)
+            line.end(begun, crew)
             leader = line.next(time.monotonic())
             if line.organization is not None and not line.begun and not line.waiting:
                 self._lines.pop(line.organization, None)
