@@ -2,8 +2,8 @@
 
 Who comes while nobody is at work asks alone and at once, so a lone caller pays nothing. Who comes
 meanwhile waits in line; one of them then asks for all, in one transaction with an answer for each:
-when whoever is at work has ended, or while they are at it once half of the callers wait. What that does
-not charge, because it is anything but plain, its caller asks for alone.
+when whoever is at work has ended, or while they are at it once half of the callers wait. What that
+does not charge, because it is anything but plain, its caller asks for alone.
 
 A wallet that somebody else has in hand gets a line of its own: whoever wants it waits there, and
 holds nobody else up.
@@ -26,8 +26,8 @@ from tokenlib.errors import DatabaseUnavailable, TokenlibError
 from tokenlib.retry import LEAST_PATIENCE_SECONDS
 
 _MOST = 64
-# While the server is at work for one half of the callers, the other half is on its way back and asks
-# anew: two halves in turns keep both sides busy. Of many callers a few are enough.
+# While the server is at work for one half of the callers, the other half is on its way back and
+# asks anew: two halves in turns keep both sides busy. Of many callers a few are enough.
 AT_ONCE = 2
 FEW = 16
 # Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.

@@ -131,6 +131,23 @@ def test_a_few_do_not_wait_for_those_at_work(
     assert sorted(call.end().remaining_balance for call in many) == list(range(least, left))
 
 
+def test_half_of_the_callers_do_not_wait_for_the_other_half(
+    gate: Tokens, join: Join, owner: psycopg.Connection, crowd: Crowd, monkeypatch: Any
+) -> None:
+    """Of eight who were here at once four are worth a batch beside the one at work, three not."""
+    person = join("enterprise")
+    gate.get_all_token_balances(person[0])
+    crowd.run(gate, [charge(gate, person, INSIGHT)] * 7)
+    monkeypatch.setattr(sharing, "AT_ONCE", 2)
+    with crowd.holding(gate):
+        half = [Call(charge(gate, person, INSIGHT)) for _ in range(3)]
+        in_line(gate.shared, 3)
+        assert all(call.running for call in half)
+        half.append(Call(charge(gate, person, INSIGHT)))
+        assert sorted(call.end().remaining_balance for call in half) == list(range(489, 493))
+    assert commits(owner) == [7, 4]
+
+
 def test_turned_off_nobody_waits_in_line(
     token_database: TestDatabase, crowd: Crowd, tmp_path: Path
 ) -> None:
@@ -390,6 +407,7 @@ def test_who_waits_too_long_gives_up_uncharged(
     with Tokens(Database(token_database.url(), retry=retry)) as gate:
         gate.get_all_token_balances(pro[0])
         monkeypatch.setattr("tokenlib.sharing._Line.free", lambda line, _now: not line.begun)
+        monkeypatch.setattr(sharing, "AT_ONCE", 1)
         crowd = Crowd.__new__(Crowd)
         with crowd.holding(gate), pytest.raises(DatabaseUnavailable) as raised:
             gate.deduct_tokens(*pro, GOAL)
