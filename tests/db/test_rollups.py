@@ -49,6 +49,20 @@ QUESTIONS: dict[str, Question] = {
     "usage_series by organization": lambda r, s, u, z: r.usage_series(
         s, u, "organization", "day", z, 3
     ),
+    "usage_series by user": lambda r, s, u, z: r.usage_series(s, u, "user", "day", z, 4),
+    "usage_series by plan": lambda r, s, u, z: r.usage_series(s, u, "plan", "day", z),
+    "usage_series by plan and week": lambda r, s, u, z: r.usage_series(s, u, "plan", "week", z, 1),
+    "usage_series of a plan": lambda r, s, u, z: r.usage_series(
+        s, u, "feature", "day", z, 3, plan="pro"
+    ),
+    "usage_series of a plan, a feature": lambda r, s, u, z: r.usage_series(
+        s, u, "plan", "day", z, plan="enterprise", feature="generate_goal"
+    ),
+    "usage_totals of a plan": lambda r, s, u, z: r.usage_totals(s, u, plan="pro"),
+    "usage_totals of no plan": lambda r, s, u, z: r.usage_totals(s, u, plan="starter"),
+    "usage_totals of a plan, a feature": lambda r, s, u, z: r.usage_totals(
+        s, u, plan="enterprise", feature="generate_goal"
+    ),
     "spenders": lambda r, s, u, z: r.spenders(s, u, "organization", 5),
     "spenders, users": lambda r, s, u, z: r.spenders(s, u, "user", 5),
     "overview": lambda r, s, u, z: r.overview(s, u, z),
@@ -87,7 +101,17 @@ OF_ONE: dict[str, Callable[[Reports, datetime, datetime, str, UUID], Any]] = {
     "top_users": lambda r, s, u, z, o: r.top_users(s, u, 5, o),
     "usage_totals": lambda r, s, u, z, o: r.usage_totals(s, u, organization_id=o),
     "usage_series": lambda r, s, u, z, o: r.usage_series(s, u, timezone=z, organization_id=o),
+    "usage_series by user": lambda r, s, u, z, o: r.usage_series(
+        s, u, "user", "day", z, 2, organization_id=o
+    ),
     "spenders": lambda r, s, u, z, o: r.spenders(s, u, "user", 5, o),
+    "spenders, organizations": lambda r, s, u, z, o: r.spenders(s, u, limit=5, organization_id=o),
+}
+OF_A_PERSON: dict[str, Callable[[Reports, datetime, datetime, UUID, UUID], Any]] = {
+    "usage_totals of a user": lambda r, s, u, o, p: r.usage_totals(s, u, user_id=p),
+    "usage_totals of a user there": lambda r, s, u, o, p: r.usage_totals(
+        s, u, organization_id=o, user_id=p
+    ),
 }
 
 
@@ -112,6 +136,19 @@ class History:
             one: [tokens.add_member(one, "A", f"{n}-{one}@example.org") for n in range(3)]
             for one in self.organizations
         }
+        # Somebody was charged in two organizations.
+        self.people[self.organizations[1]].append(self.people[self.organizations[0]][0])
+
+    def change_plans(self, count: int) -> None:
+        """As a billing webhook does; to a plan that no catalog has, too."""
+        for _ in range(count):
+            self.owner.execute(
+                "update organizations set plan = %s where id = %s",
+                (
+                    self.chance.choice(("pro", "enterprise", "starter")),
+                    self.chance.choice(self.organizations),
+                ),
+            )
 
     def write(self, since: datetime, until: datetime, count: int) -> None:
         moments = sorted(self.moment(since, until) for _ in range(count))
@@ -205,8 +242,10 @@ def few_are_kept(owner: psycopg.Connection) -> None:
     """Keep sums for organizations of a small test, too."""
     row = owner.execute("select pg_get_functiondef('tokenlib.fold_kept'::regproc)").fetchone()
     assert row is not None
-    assert "uses >= 10000" in row[0]
-    owner.execute(row[0].replace("uses >= 10000", "uses >= 30").encode())
+    assert "uses >= 10000\n" in row[0]
+    assert "uses >= 1000 " in row[0]
+    few = row[0].replace("uses >= 10000\n", "uses >= 30\n").replace("uses >= 1000 ", "uses >= 12 ")
+    owner.execute(few.encode())
 
 
 def windows(chance: Random) -> Iterator[tuple[datetime, datetime]]:
@@ -222,7 +261,7 @@ def windows(chance: Random) -> Iterator[tuple[datetime, datetime]]:
 
 
 def answers(
-    reports: Reports, chance: Random, organizations: list[UUID]
+    reports: Reports, chance: Random, people: dict[UUID, list[UUID]]
 ) -> dict[tuple[str, datetime, datetime, str], Any]:
     found = {}
     for since, until in windows(chance):
@@ -230,8 +269,14 @@ def answers(
         for name, ask in QUESTIONS.items():
             found[name, since, until, zone] = ask(reports, since, until, zone)
         for name, of in OF_ONE.items():
-            one = chance.choice(organizations)
+            one = chance.choice(list(people))
             found[f"{name} of {one}", since, until, zone] = of(reports, since, until, zone, one)
+        for name, who in OF_A_PERSON.items():
+            one = chance.choice(list(people)[:3])
+            for person in people[one]:
+                found[f"{name}, {person}", since, until, zone] = who(
+                    reports, since, until, one, person
+                )
     return found
 
 
@@ -253,6 +298,7 @@ def test_the_rollups_answer_what_the_log_answers(
         assert row is not None
         before, after = row[0], NOW - back * DAY
         history.write(before, after, 60)
+        history.change_plans(1)
         token_clock.set(after)
         tokens.close_usage()
         tokens.close_usage()
@@ -264,18 +310,20 @@ def test_the_rollups_answer_what_the_log_answers(
     assert closed is not None
     assert NOW - closed < timedelta(hours=8)
     history.write(NOW - timedelta(minutes=1), NOW, 5)
-    assert owner.execute("select from ai_token_usage_kept").fetchone() is not None
+    history.change_plans(chance.randrange(3))
+    for kept in ("plan is not null", "user_id is null and plan is null", "user_id is not null"):
+        assert owner.execute(f"select 1 from ai_token_usage_kept where {kept}").fetchone()  # noqa: S608
     # What is kept of an organization that is gone stands in nobody's way.
     owner.execute("delete from user_profiles where organization_id = %s", history.organizations[:1])
     owner.execute("delete from organizations where id = %s", history.organizations[:1])
 
     seed = chance.random()
-    rolled = answers(reports, Random(seed), history.organizations)
+    rolled = answers(reports, Random(seed), history.people)
     tables = contents(owner)
     owner.execute("select tokenlib.forget_usage()")
-    plain = answers(Plain(tokens.database), Random(seed), history.organizations)
+    plain = answers(Plain(tokens.database), Random(seed), history.people)
     assert rolled.keys() == plain.keys()
-    assert answers(reports, Random(seed), history.organizations) == plain
+    assert answers(reports, Random(seed), history.people) == plain
     assert any(page.total for (name, *_), page in plain.items() if name == "run_outs")
     for asked, answer in plain.items():
         assert rolled[asked] == answer, asked
@@ -302,6 +350,7 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
                 "where organization_id = '00000000-0000-0000-0000-000000000000'",
                 "2, 3, 4",
             ),
+            ("usage_kept", "scope, plan", "where plan is not null", "1"),
             ("usage_windows", "*", "", "1, 2, 3"),
             ("usage_pace", "organization_id, token_type, tokens", "", "1, 2"),
             ("usage_days", "*", "", "1, 2"),

@@ -20,7 +20,8 @@ class SeriesPoint:
     """One part of one bar. `start` is when its hour, day or week (from Monday) begins.
 
     `key` is a feature, a plan, an organization's or a user's id; None stands for all that is
-    outside the top ("Other"), "" for charges whose user or plan is not known.
+    outside the top ("Other"), "" for charges whose user or plan is not known. Plans are those of
+    today. Who was charged in two organizations is ranked as two, and so is nobody known.
     """
 
     start: datetime
@@ -101,13 +102,16 @@ class SeriesReports(Asking):
             raise InvalidInput("by", "must be feature, plan, organization, user or all")
         if bucket not in ("hour", "day", "week"):
             raise InvalidInput("bucket", "must be hour, day or week")
-        # The rollups know neither plans nor users, and of an organization no feature.
+        # The rollups know of a plan no organizations and of a person no features.
         question = "series"
-        if self._closed and not (user_id or plan):
-            if by in ("feature", "all"):
+        if self._closed and not user_id:
+            if plan or by == "plan":
+                if not organization_id and by in ("feature", "plan", "all"):
+                    question = "plans_closed"
+            elif by in ("feature", "all"):
                 question = "series_closed"
-            elif by == "organization" and not (organization_id or feature):
-                question = "organizations_closed"
+            elif not feature and (by == "user" or not organization_id):
+                question = f"{by}s_closed"
         with self._in_zone(timezone) as ask:
             rows = ask(
                 "series",
@@ -131,9 +135,14 @@ class SeriesReports(Asking):
         plan: str | None = None,
     ) -> UsageTotals:
         """The sums of a window; ask again with the window before to compare."""
+        question = f"totals{self._closed}"
+        if user_id:
+            question = "totals" if plan or feature or not self._closed else "totals_of_user"
+        elif plan:
+            question = "totals" if organization_id or not self._closed else "totals_of_plan"
         rows = self._ask(
             "series",
-            "totals" if user_id or plan else f"totals{self._closed}",
+            question,
             **window(since, until),
             **_filters(organization_id, user_id, feature, plan),
         )

@@ -4,78 +4,181 @@
 -- transaction that may still write before that time has an id below the snapshot's end. Once a later
 -- snapshot finds all of those over, the time before is closed.
 
--- Folds what lies from p_from to p_to into the sums: of everybody, or of the organizations named.
--- What stood at p_from is the base.
+-- What lies from p_from to p_to by scope, feature, wallet and step. p_kind says what the scopes are: all
+-- (one, the zero UUID), plan (every one, as counted), organization or user (those of p_scopes).
+create function tokenlib.usage_steps(
+    p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
+) returns table (scope uuid, feature text, token_type text, start timestamptz, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+begin
+    if p_kind = 'user' then
+        return query
+        select e.scope, '', '', e.start, sum(e.uses)::bigint, sum(e.tokens)::bigint,
+            sum(e.waived)::bigint, sum(e.refunded)::bigint
+        from (
+            select k.scope, date_bin(p_step, l.created_at, '2000-01-01 00:00Z') as start,
+                count(*) as uses, sum(l.tokens_deducted) as tokens, sum(l.tokens_waived) as waived,
+                0 as refunded
+            from public.ai_token_usage_kept k
+            join public.ai_token_usage_log l
+                on l.organization_id = k.organization_id and l.user_id = k.user_id
+            where k.scope = any (p_scopes) and l.created_at >= p_from and l.created_at < p_to
+            group by 1, 2
+            union all
+            select k.scope, date_bin(p_step, e.created_at, '2000-01-01 00:00Z'), 0, 0, 0,
+                sum(e.balance_change)
+            from public.ai_token_usage_kept k
+            join public.ai_token_events e on e.organization_id = k.organization_id
+                and e.kind = 'refund' and e.data ->> 'user_id' = k.user_id::text
+            where k.scope = any (p_scopes) and e.created_at >= p_from and e.created_at < p_to
+            group by 1, 2
+        ) as e
+        group by 1, 4;
+        return;
+    end if;
+    return query
+    select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'
+            when 'plan' then md5(e.plan)::uuid else e.organization_id end,
+        e.feature, e.token_type, e.start, sum(e.uses)::bigint, sum(e.tokens)::bigint,
+        sum(e.waived)::bigint, sum(e.refunded)::bigint
+    from (
+        select case when p_kind = 'plan' then n.plan end as plan,
+            case when p_kind = 'organization' then l.organization_id end as organization_id,
+            l.feature_used as feature, l.token_type,
+            date_bin(p_step, l.created_at, '2000-01-01 00:00Z') as start,
+            count(*) as uses, sum(l.tokens_deducted) as tokens, sum(l.tokens_waived) as waived,
+            0 as refunded
+        from public.ai_token_usage_log l
+        left join public.ai_token_usage_seen n
+            on p_kind = 'plan' and n.organization_id = l.organization_id
+        where l.created_at >= p_from and l.created_at < p_to
+            and (p_kind <> 'organization' or l.organization_id = any (p_scopes))
+        group by 1, 2, 3, 4, 5
+        union all
+        select case when p_kind = 'plan' then n.plan end,
+            case when p_kind = 'organization' then e.organization_id end,
+            coalesce(e.data ->> 'feature', ''), e.token_type,
+            date_bin(p_step, e.created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(e.balance_change)
+        from public.ai_token_events e
+        left join public.ai_token_usage_seen n
+            on p_kind = 'plan' and n.organization_id = e.organization_id
+        where e.kind = 'refund' and e.created_at >= p_from and e.created_at < p_to
+            and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+        group by 1, 2, 3, 4, 5
+    ) as e
+    group by 1, 2, 3, 4;
+end
+$$;
+
+-- Folds what lies from p_from to p_to into the sums; both are on the grid of p_step. What stood at p_from
+-- is the base.
 create function tokenlib.fold_sums(
-    p_organizations uuid[], p_step interval, p_from timestamptz, p_to timestamptz
+    p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
 ) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
     insert into public.ai_token_usage_sums
         (organization_id, feature, token_type, at, uses, tokens, waived, refunded)
-    select f.organization_id, f.feature, f.token_type, f.at,
+    select f.scope, f.feature, f.token_type, f.start + p_step,
         coalesce(b.uses, 0) + sum(f.uses) over before,
         coalesce(b.tokens, 0) + sum(f.tokens) over before,
         coalesce(b.waived, 0) + sum(f.waived) over before,
         coalesce(b.refunded, 0) + sum(f.refunded) over before
-    from (
-        select organization_id, feature, token_type, start + p_step as at,
-            sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
-            sum(waived)::bigint as waived, sum(refunded)::bigint as refunded
-        from (
-            select case when p_organizations is null
-                    then '00000000-0000-0000-0000-000000000000' else organization_id end
-                    as organization_id,
-                feature_used as feature, token_type,
-                date_bin(p_step, created_at, '2000-01-01 00:00Z') as start,
-                count(*) as uses, sum(tokens_deducted) as tokens, sum(tokens_waived) as waived,
-                0 as refunded
-            from public.ai_token_usage_log
-            where created_at >= p_from and created_at < p_to
-                and (p_organizations is null or organization_id = any (p_organizations))
-            group by 1, 2, 3, 4
-            union all
-            select case when p_organizations is null
-                    then '00000000-0000-0000-0000-000000000000' else organization_id end,
-                coalesce(data ->> 'feature', ''), token_type,
-                date_bin(p_step, created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(balance_change)
-            from public.ai_token_events
-            where kind = 'refund' and created_at >= p_from and created_at < p_to
-                and (p_organizations is null or organization_id = any (p_organizations))
-            group by 1, 2, 3, 4
-        ) as entries
-        group by 1, 2, 3, 4
-    ) as f
+    from tokenlib.usage_steps(p_kind, p_scopes, p_step, p_from, p_to) as f
     left join lateral (
         select * from public.ai_token_usage_sums s
-        where s.organization_id = f.organization_id and s.feature = f.feature
+        where s.organization_id = f.scope and s.feature = f.feature
             and s.token_type = f.token_type and s.at <= p_from
         order by s.at desc limit 1) as b on true
-    window before as (partition by f.organization_id, f.feature, f.token_type order by f.at)
+    window before as (partition by f.scope, f.feature, f.token_type order by f.start)
 $$;
 
--- Organizations with 10,000 charges in 30 days are kept from then on; their past is folded once.
-create function tokenlib.fold_kept(p_to timestamptz) returns void
+-- Who had 10,000 charges in 30 days as an organization, or 1,000 as a person, is kept from then on; their
+-- past is folded once.
+create function tokenlib.fold_kept(p_from timestamptz, p_to timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_ids uuid[];
+    c_all constant uuid := '00000000-0000-0000-0000-000000000000';
+    v_kind text;
+    v_step interval;
     v_from timestamptz;
+    v_to timestamptz;
+    v_ids uuid[];
 begin
-    for v_from, v_ids in
-        select closed_to, array_agg(organization_id) from public.ai_token_usage_kept
-        where closed_to < p_to group by closed_to
-    loop
-        perform tokenlib.fold_sums(v_ids, '15 minutes', v_from, p_to);
+    for v_kind, v_step in values ('organization', interval '15 minutes'), ('user', '1 hour') loop
+        v_to := date_bin(v_step, p_to, '2000-01-01 00:00Z');
+        continue when v_to <= p_from;
+        for v_from, v_ids in
+            select closed_to, array_agg(scope) from public.ai_token_usage_kept
+            where plan is null and (user_id is null) = (v_kind = 'organization') and closed_to < v_to
+            group by closed_to
+        loop
+            perform tokenlib.fold_sums(v_kind, v_ids, v_step, v_from, v_to);
+            update public.ai_token_usage_kept set closed_to = v_to where scope = any (v_ids);
+        end loop;
+        with found as (
+            insert into public.ai_token_usage_kept (scope, organization_id, user_id, closed_to)
+            select case v_kind when 'user' then md5(organization_id::text || user_id)::uuid
+                    else organization_id end,
+                organization_id, nullif(user_id, c_all), v_to
+            from public.ai_token_usage_windows
+            where days = 30 and case v_kind when 'organization' then
+                    user_id = c_all and uses >= 10000
+                else user_id not in (c_all, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+                    and uses >= 1000 end
+            on conflict do nothing
+            returning scope)
+        select array_agg(scope) into v_ids from found;
+        if v_ids is not null then
+            perform tokenlib.fold_sums(v_kind, v_ids, v_step, '-infinity', v_to);
+        end if;
     end loop;
-    update public.ai_token_usage_kept set closed_to = p_to where closed_to < p_to;
-    select array_agg(organization_id) into v_ids from public.ai_token_usage_windows w
-    where user_id = '00000000-0000-0000-0000-000000000000' and days = 30 and uses >= 10000
-        and not exists (select from public.ai_token_usage_kept k
-            where k.organization_id = w.organization_id);
-    if v_ids is not null then
-        perform tokenlib.fold_sums(v_ids, '15 minutes', '-infinity', p_to);
-        insert into public.ai_token_usage_kept (organization_id, closed_to)
-        select id, p_to from unnest(v_ids) as id;
+end
+$$;
+
+-- Organizations whose use the sums count to another plan than they have now.
+create function tokenlib.moved_organizations()
+returns table (organization_id uuid, counted text, plan text)
+language sql stable rows 100 set search_path = pg_catalog, pg_temp as $$
+    select n.organization_id, n.plan, coalesce(o.plan, '')
+    from public.ai_token_usage_seen n
+    left join public.organizations o on o.id = n.organization_id
+    where n.plan <> coalesce(o.plan, '')
+$$;
+
+-- By plan. What an organization used before it changed its plan follows it there at midnight, or at once
+-- where that is much, since until then it is read row by row: then all plans are made anew, as far as
+-- nothing is archived.
+create function tokenlib.fold_plans(p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_from timestamptz := (select min(closed_to) from public.ai_token_usage_kept
+        where plan is not null);
+    v_moved uuid[];
+begin
+    if v_from >= p_to then
+        return;
     end if;
+    v_moved := array(select organization_id from tokenlib.moved_organizations());
+    if v_moved <> '{}' and (date_bin('24 hours', v_from, '2000-01-01 00:00Z')
+            < date_bin('24 hours', p_to, '2000-01-01 00:00Z')
+        or (select sum(uses) from public.ai_token_usage_windows
+            where organization_id = any (v_moved) and days = 90
+                and user_id = '00000000-0000-0000-0000-000000000000') > 10000) then
+        v_from := tokenlib.usage_archived_to();
+        v_from := case when v_from < p_to then v_from end;
+        delete from public.ai_token_usage_sums s using public.ai_token_usage_kept k
+        where s.organization_id = k.scope and k.plan is not null
+            and (v_from is null or s.at > v_from);
+        update public.ai_token_usage_seen n set plan = m.plan
+        from tokenlib.moved_organizations() as m where m.organization_id = n.organization_id;
+    end if;
+    perform tokenlib.fold_sums('plan', null, '15 minutes', coalesce(v_from, '-infinity'), p_to);
+    insert into public.ai_token_usage_kept (scope, plan, closed_to)
+    select md5(plan)::uuid, plan, p_to
+    from (select plan from public.ai_token_usage_seen union select plan from public.ai_token_plans
+        union select '') as plans
+    on conflict (scope) do update set closed_to = excluded.closed_to;
 end
 $$;
 
@@ -227,11 +330,20 @@ language sql set search_path = pg_catalog, pg_temp as $$
     from r
     where a.days = r.days and a.at = r.at;
 
-    insert into public.ai_token_usage_seen as n (organization_id, last_at)
-    select organization_id, max(created_at) from public.ai_token_usage_log
-    where created_at >= p_from and created_at < p_to
+    insert into public.ai_token_usage_seen as n (organization_id, last_at, plan)
+    select f.organization_id, max(f.created_at), coalesce(max(o.plan), '')
+    from (
+        select organization_id, created_at from public.ai_token_usage_log
+        where created_at >= p_from and created_at < p_to
+        union all
+        -- Of a charge that may be archived.
+        select organization_id, '-infinity' from public.ai_token_events
+        where kind = 'refund' and created_at >= p_from and created_at < p_to
+    ) as f
+    left join public.organizations o on o.id = f.organization_id
     group by 1
-    on conflict (organization_id) do update set last_at = excluded.last_at;
+    on conflict (organization_id) do update
+        set last_at = greatest(n.last_at, excluded.last_at);
 $$;
 
 -- Closes what can be closed, at most p_most of time in one call; `behind` says that more is ready.
@@ -269,9 +381,10 @@ begin
         v_ready := c.next_to;
         c.closed_to := least(v_ready, v_from + p_most);
         behind := c.closed_to < v_ready;
-        perform tokenlib.fold_sums(null, '5 minutes', v_from, c.closed_to);
+        perform tokenlib.fold_sums('all', null, '5 minutes', v_from, c.closed_to);
         perform tokenlib.fold_active(v_from, c.closed_to);
         perform tokenlib.fold_refusals(v_from, c.closed_to);
+        perform tokenlib.fold_plans(date_bin('15 minutes', c.closed_to, '2000-01-01 00:00Z'));
         -- Of a long way only the last window is wanted.
         if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
             perform tokenlib.fold_windows(v_from, c.closed_to);
@@ -283,8 +396,7 @@ begin
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then
-            perform tokenlib.fold_kept(
-                date_bin('15 minutes', c.closed_to, '2000-01-01 00:00Z'));
+            perform tokenlib.fold_kept(v_from, c.closed_to);
         end if;
         if not behind then
             c.next_to := null;
@@ -320,21 +432,25 @@ declare
     v_keep timestamptz := tokenlib.usage_archived_to();
 begin
     perform pg_advisory_xact_lock(7305404);
-    delete from public.ai_token_usage_closed where v_keep is null or closed_to is null
-        or closed_to < v_keep;
+    if not exists (select from public.ai_token_usage_closed where closed_to >= v_keep) then
+        v_keep := null;
+    end if;
+    delete from public.ai_token_usage_closed where v_keep is null;
     update public.ai_token_usage_closed
     set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null;
+    delete from public.ai_token_usage_kept where plan is null or v_keep is null;
+    update public.ai_token_usage_kept set closed_to = v_keep;
     delete from public.ai_token_usage_sums
-    where organization_id <> '00000000-0000-0000-0000-000000000000' or v_keep is null
-        or at > v_keep or not exists (select from public.ai_token_usage_closed);
-    delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep
-        or not exists (select from public.ai_token_usage_closed);
+    where v_keep is null or at > v_keep
+        or organization_id <> '00000000-0000-0000-0000-000000000000'
+        and organization_id not in (select scope from public.ai_token_usage_kept);
+    delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep;
     delete from public.ai_token_wallet_sums;
-    delete from public.ai_token_usage_kept;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_usage_active;
-    delete from public.ai_token_usage_seen;
+    delete from public.ai_token_usage_seen where v_keep is null;
+    update public.ai_token_usage_seen set last_at = '-infinity'; -- the plan is still wanted
 end
 $$;

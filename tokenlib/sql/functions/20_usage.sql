@@ -15,7 +15,7 @@ begin
         select closed_to into hi from public.ai_token_usage_closed;
     else
         select closed_to into hi from public.ai_token_usage_kept
-        where organization_id = p_organization;
+        where scope = p_organization;
     end if;
     hi := case when hi is not null then least(hi, date_bin(v_step, p_until, '2000-01-01 00:00Z')) end;
     lo := date_bin(v_step, p_since + v_step - interval '1 microsecond', '2000-01-01 00:00Z');
@@ -128,41 +128,367 @@ begin
 end
 $$;
 
--- By hour, day or week of a time zone, or by "24 hours" from p_since on. A bar begins where the name of the bar changes, which is not
--- always where its calendar says: some zones set the clock at midnight.
+-- What scopes of a kind (see usage_steps) that are closed up to p_closed used in each bar. The rows are parts,
+-- also below 0, which add up to it: of each point between two bars what the sums say there, and the raw
+-- rows from their step to the point; and the rows after p_closed.
+create function tokenlib.usage_parts(
+    p_kind text, p_scopes uuid[], p_closed timestamptz, p_since timestamptz, p_until timestamptz,
+    p_bucket text, p_zone text
+) returns table (scope uuid, start timestamptz, feature text, token_type text, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_step interval := case p_kind when 'all' then '5 minutes' when 'user' then '1 hour'
+        else '15 minutes' end;
+begin
+    return query
+    with recursive bars as materialized (
+        select * from tokenlib.bars(p_since, p_until, p_bucket, p_zone)
+    ), points as materialized (
+        select at, least(date_bin(v_step, at, '2000-01-01 00:00Z'), p_closed) as step,
+            max(ended) as ended, max(begun) as begun
+        from (select since as at, null::timestamptz as ended, start as begun from bars
+            union all select until, start, null from bars) as each
+        group by at
+    ), keys as (
+        select f.* from unnest(p_scopes) as u (scope)
+        cross join lateral (
+            select u.scope, s.feature, s.token_type from public.ai_token_usage_sums s
+            where s.organization_id = u.scope
+            order by s.feature, s.token_type limit 1) as f
+        union all
+        select k.scope, n.feature, n.token_type from keys k
+        cross join lateral (
+            select s.feature, s.token_type from public.ai_token_usage_sums s
+            where s.organization_id = k.scope
+                and (s.feature, s.token_type) > (k.feature, k.token_type)
+            order by s.feature, s.token_type limit 1) as n
+    ), ranges as materialized (
+        -- Columns, since under row security an index takes no function.
+        select step as since, at as until, ended, begun from points
+        where at <= p_closed and step < at
+        union all
+        select greatest(since, p_closed), until, start, null from bars where until > p_closed
+    ), raw as (
+        select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'::uuid
+                when 'plan' then md5(case when e.created_at < p_closed then n.plan
+                    else coalesce(o.plan, '') end)::uuid
+                else e.organization_id end as scope,
+            r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
+        from ranges r
+        cross join lateral (
+            select organization_id, created_at, feature_used as feature, token_type, 1 as uses,
+                tokens_deducted as tokens, tokens_waived as waived, 0 as refunded
+            from public.ai_token_usage_log
+            where created_at >= r.since and created_at < r.until
+            union all
+            select organization_id, created_at, coalesce(data ->> 'feature', ''), token_type, 0, 0, 0,
+                balance_change
+            from public.ai_token_events
+            where kind = 'refund' and created_at >= r.since and created_at < r.until
+        ) as e
+        left join public.ai_token_usage_seen n
+            on p_kind = 'plan' and n.organization_id = e.organization_id
+        left join public.organizations o on p_kind = 'plan' and o.id = e.organization_id
+        where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+        union all
+        select k.scope, r.ended, r.begun, '', '', e.uses, e.tokens, e.waived, e.refunded
+        from ranges r
+        join public.ai_token_usage_kept k on k.scope = any (p_scopes)
+        cross join lateral (
+            select 1 as uses, tokens_deducted as tokens, tokens_waived as waived, 0 as refunded
+            from public.ai_token_usage_log
+            where organization_id = k.organization_id and user_id = k.user_id
+                and created_at >= r.since and created_at < r.until
+            union all
+            select 0, 0, 0, balance_change
+            from public.ai_token_events
+            where organization_id = k.organization_id and kind = 'refund'
+                and data ->> 'user_id' = k.user_id::text
+                and created_at >= r.since and created_at < r.until
+        ) as e
+        where p_kind = 'user'
+    ), figures as (
+        select k.scope, p.ended, p.begun, k.feature, k.token_type, h.uses, h.tokens, h.waived,
+            h.refunded
+        from keys k
+        cross join points p
+        cross join lateral (
+            select * from public.ai_token_usage_sums s
+            where s.organization_id = k.scope and s.feature = k.feature
+                and s.token_type = k.token_type and s.at <= p.step
+            order by s.at desc limit 1) as h
+        union all
+        select scope, ended, begun, feature, token_type, sum(uses), sum(tokens), sum(waived),
+            sum(refunded)
+        from raw
+        group by 1, 2, 3, 4, 5
+    )
+    select f.scope, s.start, f.feature, f.token_type, sum(s.sign * f.uses)::bigint,
+        sum(s.sign * f.tokens)::bigint, sum(s.sign * f.waived)::bigint,
+        sum(s.sign * f.refunded)::bigint
+    from figures f
+    cross join lateral (values (f.ended, 1), (f.begun, -1)) as s (start, sign)
+    where s.start is not null
+    group by 1, 2, 3, 4
+    having sum(s.sign * f.uses) <> 0 or sum(s.sign * f.refunded) <> 0;
+end
+$$;
+
+-- By hour, day or week of a time zone, by "24 hours" from p_since on, or (null) all in one. A bar begins
+-- where the name of the bar changes, which is not always where its calendar says: some zones set the
+-- clock at midnight.
 create function tokenlib.usage_bars(
     p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid
 ) returns table (start timestamptz, feature text, token_type text, uses bigint, tokens bigint,
     waived bigint, refunded bigint)
 language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
-    v_lo timestamptz;
-    v_hi timestamptz;
+    v_closed timestamptz := (select c.closed_to from public.ai_token_usage_closed c);
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
-    select lo, hi into v_lo, v_hi from tokenlib.usage_closed(p_since, p_until, p_organization);
-    if v_lo < v_hi then
+    if p_organization is not null then
         return query
-        select b.start, u.* from tokenlib.bars(p_since, p_until, p_bucket, p_zone) as b
-        cross join lateral tokenlib.usage_between(b.since, b.until, p_organization) as u;
+        select o.start, o.feature, o.token_type, o.uses, o.tokens, o.waived, o.refunded
+        from tokenlib.usage_organizations(array[p_organization], p_since, p_until, p_bucket,
+            p_zone) as o;
+    elsif p_since < v_closed then
+        return query
+        select p.start, p.feature, p.token_type, p.uses, p.tokens, p.waived, p.refunded
+        from tokenlib.usage_parts('all', array['00000000-0000-0000-0000-000000000000'::uuid],
+            v_closed, p_since, p_until, p_bucket, p_zone) as p;
     else
         return query
-        select case p_bucket when '24 hours' then date_bin('24 hours', l.created_at, p_since)
-                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type, count(*),
-            sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+            count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
         where l.created_at >= p_since and l.created_at < p_until
-            and (p_organization is null or l.organization_id = p_organization)
         group by 1, 2, 3
         union all
-        select case p_bucket when '24 hours' then date_bin('24 hours', e.created_at, p_since)
+        select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
                 else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
         where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
-            and (p_organization is null or e.organization_id = p_organization)
         group by 1, 2, 3;
     end if;
+end
+$$;
+
+-- Organizations: those that are kept by their sums, the others row by row.
+create function tokenlib.usage_organizations(
+    p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text
+) returns table (organization_id uuid, start timestamptz, feature text, token_type text, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_kept uuid[];
+    v_others uuid[];
+    v_closed timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select array_agg(id) filter (where k.scope is not null), array_agg(id) filter (where k.scope is null),
+        min(k.closed_to)
+    into v_kept, v_others, v_closed
+    from unnest(p_organizations) as id
+    left join public.ai_token_usage_kept k on k.scope = id and k.closed_to > p_since;
+    if v_kept is not null then
+        return query
+        select * from tokenlib.usage_parts('organization', v_kept, v_closed, p_since, p_until,
+            p_bucket, p_zone);
+    end if;
+    if v_others is not null then
+        return query
+        select l.organization_id, case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+            count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        from public.ai_token_usage_log l
+        where l.organization_id = any (v_others)
+            and l.created_at >= p_since and l.created_at < p_until
+        group by 1, 2, 3, 4
+        union all
+        select e.organization_id, case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
+            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+        from public.ai_token_events e
+        where e.kind = 'refund' and e.organization_id = any (v_others)
+            and e.created_at >= p_since and e.created_at < p_until
+        group by 1, 2, 3, 4;
+    end if;
+end
+$$;
+
+-- Persons, each in an organization, without features and wallets; `user_id` null is nobody known.
+create function tokenlib.usage_persons(
+    p_organizations uuid[], p_users uuid[], p_since timestamptz, p_until timestamptz, p_bucket text,
+    p_zone text
+) returns table (organization_id uuid, user_id uuid, start timestamptz, uses bigint, tokens bigint,
+    waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_scopes uuid[];
+    v_closed timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select array_agg(k.scope), min(k.closed_to) into v_scopes, v_closed
+    from unnest(p_organizations, p_users) as a (organization_id, user_id)
+    join public.ai_token_usage_kept k
+        on k.scope = md5(a.organization_id::text || a.user_id)::uuid and k.closed_to > p_since;
+    if v_scopes is not null then
+        return query
+        select k.organization_id, k.user_id, p.start, p.uses, p.tokens, p.waived, p.refunded
+        from tokenlib.usage_parts('user', v_scopes, v_closed, p_since, p_until, p_bucket, p_zone) as p
+        join public.ai_token_usage_kept k on k.scope = p.scope;
+    end if;
+    return query
+    select a.organization_id, a.user_id, case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end,
+        sum(e.uses)::bigint, sum(e.tokens)::bigint, sum(e.waived)::bigint, sum(e.refunded)::bigint
+    from unnest(p_organizations, p_users) as a (organization_id, user_id)
+    cross join lateral (
+        select created_at, 1 as uses, tokens_deducted as tokens, tokens_waived as waived,
+            0 as refunded
+        from public.ai_token_usage_log
+        where organization_id = a.organization_id and user_id = a.user_id
+            and created_at >= p_since and created_at < p_until
+        union all
+        select created_at, 1, tokens_deducted, tokens_waived, 0
+        from public.ai_token_usage_log
+        where a.user_id is null and organization_id = a.organization_id and user_id is null
+            and created_at >= p_since and created_at < p_until
+        union all
+        select created_at, 0, 0, 0, balance_change
+        from public.ai_token_events
+        where organization_id = a.organization_id and kind = 'refund'
+            and data ->> 'user_id' is not distinct from a.user_id::text
+            and created_at >= p_since and created_at < p_until
+    ) as e
+    where v_scopes is null or a.user_id is null
+        or md5(a.organization_id::text || a.user_id)::uuid <> all (v_scopes)
+    group by 1, 2, 3;
+end
+$$;
+
+-- One person in one organization or in each where they were charged: those of the last 90 days are known;
+-- for a longer time the log is read.
+create function tokenlib.usage_person(
+    p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid,
+    p_user uuid
+) returns table (start timestamptz, uses bigint, tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_ids uuid[];
+begin
+    if p_organization is not null then
+        v_ids := array[p_organization];
+    elsif p_since >= v_to - interval '2160 hours' then
+        v_ids := array(
+            select organization_id from public.ai_token_usage_windows
+            where user_id = p_user and days = 90
+                and user_id <> '00000000-0000-0000-0000-000000000000'
+            union
+            select organization_id from public.ai_token_usage_log
+            where created_at >= v_to and created_at < p_until and user_id = p_user
+            union
+            select organization_id from public.ai_token_events
+            where kind = 'refund' and created_at >= p_since and created_at < p_until
+                and data ->> 'user_id' = p_user::text);
+    else
+        v_ids := array(
+            select organization_id from public.ai_token_usage_log
+            where created_at >= p_since and created_at < p_until and user_id = p_user
+            union
+            select organization_id from public.ai_token_events
+            where kind = 'refund' and created_at >= p_since and created_at < p_until
+                and data ->> 'user_id' = p_user::text);
+    end if;
+    return query
+    select p.start, p.uses, p.tokens, p.waived, p.refunded
+    from tokenlib.usage_persons(v_ids, array_fill(p_user, array[cardinality(v_ids)]), p_since,
+        p_until, p_bucket, p_zone) as p;
+end
+$$;
+
+-- By the plan that each organization has now: the sums by the plans that they count to, less and more
+-- what was used by who changed since.
+create function tokenlib.usage_plans(
+    p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_plan text
+) returns table (plan text, start timestamptz, feature text, token_type text, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_scopes uuid[];
+    v_closed timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select array_agg(scope) filter (where p_plan is null or plan = p_plan),
+        coalesce(min(closed_to), '-infinity')
+    into v_scopes, v_closed
+    from public.ai_token_usage_kept where plan is not null;
+    return query
+    with moved as materialized (
+        select * from tokenlib.moved_organizations() as m
+        where p_since < v_closed and (p_plan is null or p_plan in (m.counted, m.plan))
+    ), figures as (
+        select scope, start, feature, token_type, uses, tokens, waived, refunded
+        from tokenlib.usage_parts('plan', v_scopes, v_closed, p_since, p_until, p_bucket, p_zone)
+        union all
+        select md5(s.plan)::uuid, e.start, e.feature, e.token_type, s.sign * e.uses,
+            s.sign * e.tokens, s.sign * e.waived, s.sign * e.refunded
+        from moved m
+        cross join lateral (
+            select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                else date_trunc(p_bucket, created_at, p_zone) end as start,
+                feature_used as feature, token_type, count(*) as uses,
+                sum(tokens_deducted) as tokens, sum(tokens_waived) as waived, 0 as refunded
+            from public.ai_token_usage_log
+            where organization_id = m.organization_id
+                and created_at >= p_since and created_at < least(p_until, v_closed)
+            group by 1, 2, 3
+            union all
+            select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                else date_trunc(p_bucket, created_at, p_zone) end,
+                coalesce(data ->> 'feature', ''), token_type, 0, 0, 0, sum(balance_change)
+            from public.ai_token_events
+            where organization_id = m.organization_id and kind = 'refund'
+                and created_at >= p_since and created_at < least(p_until, v_closed)
+            group by 1, 2, 3
+        ) as e
+        cross join lateral (values (m.counted, -1), (m.plan, 1)) as s (plan, sign)
+    ), named as (
+        select plan from public.ai_token_usage_kept where plan is not null
+        union select plan from public.ai_token_plans
+        union select ''
+        union select plan from moved
+        union select coalesce(o.plan, '') from public.organizations o
+        where o.id in (
+            select organization_id from public.ai_token_usage_log
+            where created_at >= greatest(p_since, v_closed) and created_at < p_until
+            union
+            select organization_id from public.ai_token_events
+            where kind = 'refund' and created_at >= greatest(p_since, v_closed)
+                and created_at < p_until)
+    )
+    select n.plan, f.start, f.feature, f.token_type, sum(f.uses)::bigint, sum(f.tokens)::bigint,
+        sum(f.waived)::bigint, sum(f.refunded)::bigint
+    from figures f
+    join named n on md5(n.plan)::uuid = f.scope
+    where p_plan is null or n.plan = p_plan
+    group by 1, 2, 3, 4
+    having sum(f.uses) <> 0 or sum(f.refunded) <> 0;
 end
 $$;
 
@@ -186,8 +512,9 @@ language sql stable rows 30 set search_path = pg_catalog, pg_temp set timezone =
         cross join (values (interval '0'), (interval '1 hour')) as b (back)
         where p_bucket in ('day', 'week')
     ), named as (
-        select case p_bucket when '24 hours' then at else date_trunc(p_bucket, at, p_zone) end
-                as start, min(at) as since
+        select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', at, p_since)
+                else date_trunc(p_bucket, at, p_zone) end as start, min(at) as since
         from points where at >= p_since and at < p_until
         group by 1
     )

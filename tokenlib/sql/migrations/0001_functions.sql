@@ -3069,78 +3069,181 @@ $$;
 -- transaction that may still write before that time has an id below the snapshot's end. Once a later
 -- snapshot finds all of those over, the time before is closed.
 
--- Folds what lies from p_from to p_to into the sums: of everybody, or of the organizations named.
--- What stood at p_from is the base.
+-- What lies from p_from to p_to by scope, feature, wallet and step. p_kind says what the scopes are: all
+-- (one, the zero UUID), plan (every one, as counted), organization or user (those of p_scopes).
+create function tokenlib.usage_steps(
+    p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
+) returns table (scope uuid, feature text, token_type text, start timestamptz, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+begin
+    if p_kind = 'user' then
+        return query
+        select e.scope, '', '', e.start, sum(e.uses)::bigint, sum(e.tokens)::bigint,
+            sum(e.waived)::bigint, sum(e.refunded)::bigint
+        from (
+            select k.scope, date_bin(p_step, l.created_at, '2000-01-01 00:00Z') as start,
+                count(*) as uses, sum(l.tokens_deducted) as tokens, sum(l.tokens_waived) as waived,
+                0 as refunded
+            from public.ai_token_usage_kept k
+            join public.ai_token_usage_log l
+                on l.organization_id = k.organization_id and l.user_id = k.user_id
+            where k.scope = any (p_scopes) and l.created_at >= p_from and l.created_at < p_to
+            group by 1, 2
+            union all
+            select k.scope, date_bin(p_step, e.created_at, '2000-01-01 00:00Z'), 0, 0, 0,
+                sum(e.balance_change)
+            from public.ai_token_usage_kept k
+            join public.ai_token_events e on e.organization_id = k.organization_id
+                and e.kind = 'refund' and e.data ->> 'user_id' = k.user_id::text
+            where k.scope = any (p_scopes) and e.created_at >= p_from and e.created_at < p_to
+            group by 1, 2
+        ) as e
+        group by 1, 4;
+        return;
+    end if;
+    return query
+    select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'
+            when 'plan' then md5(e.plan)::uuid else e.organization_id end,
+        e.feature, e.token_type, e.start, sum(e.uses)::bigint, sum(e.tokens)::bigint,
+        sum(e.waived)::bigint, sum(e.refunded)::bigint
+    from (
+        select case when p_kind = 'plan' then n.plan end as plan,
+            case when p_kind = 'organization' then l.organization_id end as organization_id,
+            l.feature_used as feature, l.token_type,
+            date_bin(p_step, l.created_at, '2000-01-01 00:00Z') as start,
+            count(*) as uses, sum(l.tokens_deducted) as tokens, sum(l.tokens_waived) as waived,
+            0 as refunded
+        from public.ai_token_usage_log l
+        left join public.ai_token_usage_seen n
+            on p_kind = 'plan' and n.organization_id = l.organization_id
+        where l.created_at >= p_from and l.created_at < p_to
+            and (p_kind <> 'organization' or l.organization_id = any (p_scopes))
+        group by 1, 2, 3, 4, 5
+        union all
+        select case when p_kind = 'plan' then n.plan end,
+            case when p_kind = 'organization' then e.organization_id end,
+            coalesce(e.data ->> 'feature', ''), e.token_type,
+            date_bin(p_step, e.created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(e.balance_change)
+        from public.ai_token_events e
+        left join public.ai_token_usage_seen n
+            on p_kind = 'plan' and n.organization_id = e.organization_id
+        where e.kind = 'refund' and e.created_at >= p_from and e.created_at < p_to
+            and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+        group by 1, 2, 3, 4, 5
+    ) as e
+    group by 1, 2, 3, 4;
+end
+$$;
+
+-- Folds what lies from p_from to p_to into the sums; both are on the grid of p_step. What stood at p_from
+-- is the base.
 create function tokenlib.fold_sums(
-    p_organizations uuid[], p_step interval, p_from timestamptz, p_to timestamptz
+    p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
 ) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
     insert into public.ai_token_usage_sums
         (organization_id, feature, token_type, at, uses, tokens, waived, refunded)
-    select f.organization_id, f.feature, f.token_type, f.at,
+    select f.scope, f.feature, f.token_type, f.start + p_step,
         coalesce(b.uses, 0) + sum(f.uses) over before,
         coalesce(b.tokens, 0) + sum(f.tokens) over before,
         coalesce(b.waived, 0) + sum(f.waived) over before,
         coalesce(b.refunded, 0) + sum(f.refunded) over before
-    from (
-        select organization_id, feature, token_type, start + p_step as at,
-            sum(uses)::bigint as uses, sum(tokens)::bigint as tokens,
-            sum(waived)::bigint as waived, sum(refunded)::bigint as refunded
-        from (
-            select case when p_organizations is null
-                    then '00000000-0000-0000-0000-000000000000' else organization_id end
-                    as organization_id,
-                feature_used as feature, token_type,
-                date_bin(p_step, created_at, '2000-01-01 00:00Z') as start,
-                count(*) as uses, sum(tokens_deducted) as tokens, sum(tokens_waived) as waived,
-                0 as refunded
-            from public.ai_token_usage_log
-            where created_at >= p_from and created_at < p_to
-                and (p_organizations is null or organization_id = any (p_organizations))
-            group by 1, 2, 3, 4
-            union all
-            select case when p_organizations is null
-                    then '00000000-0000-0000-0000-000000000000' else organization_id end,
-                coalesce(data ->> 'feature', ''), token_type,
-                date_bin(p_step, created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(balance_change)
-            from public.ai_token_events
-            where kind = 'refund' and created_at >= p_from and created_at < p_to
-                and (p_organizations is null or organization_id = any (p_organizations))
-            group by 1, 2, 3, 4
-        ) as entries
-        group by 1, 2, 3, 4
-    ) as f
+    from tokenlib.usage_steps(p_kind, p_scopes, p_step, p_from, p_to) as f
     left join lateral (
         select * from public.ai_token_usage_sums s
-        where s.organization_id = f.organization_id and s.feature = f.feature
+        where s.organization_id = f.scope and s.feature = f.feature
             and s.token_type = f.token_type and s.at <= p_from
         order by s.at desc limit 1) as b on true
-    window before as (partition by f.organization_id, f.feature, f.token_type order by f.at)
+    window before as (partition by f.scope, f.feature, f.token_type order by f.start)
 $$;
 
--- Organizations with 10,000 charges in 30 days are kept from then on; their past is folded once.
-create function tokenlib.fold_kept(p_to timestamptz) returns void
+-- Who had 10,000 charges in 30 days as an organization, or 1,000 as a person, is kept from then on; their
+-- past is folded once.
+create function tokenlib.fold_kept(p_from timestamptz, p_to timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    v_ids uuid[];
+    c_all constant uuid := '00000000-0000-0000-0000-000000000000';
+    v_kind text;
+    v_step interval;
     v_from timestamptz;
+    v_to timestamptz;
+    v_ids uuid[];
 begin
-    for v_from, v_ids in
-        select closed_to, array_agg(organization_id) from public.ai_token_usage_kept
-        where closed_to < p_to group by closed_to
-    loop
-        perform tokenlib.fold_sums(v_ids, '15 minutes', v_from, p_to);
+    for v_kind, v_step in values ('organization', interval '15 minutes'), ('user', '1 hour') loop
+        v_to := date_bin(v_step, p_to, '2000-01-01 00:00Z');
+        continue when v_to <= p_from;
+        for v_from, v_ids in
+            select closed_to, array_agg(scope) from public.ai_token_usage_kept
+            where plan is null and (user_id is null) = (v_kind = 'organization') and closed_to < v_to
+            group by closed_to
+        loop
+            perform tokenlib.fold_sums(v_kind, v_ids, v_step, v_from, v_to);
+            update public.ai_token_usage_kept set closed_to = v_to where scope = any (v_ids);
+        end loop;
+        with found as (
+            insert into public.ai_token_usage_kept (scope, organization_id, user_id, closed_to)
+            select case v_kind when 'user' then md5(organization_id::text || user_id)::uuid
+                    else organization_id end,
+                organization_id, nullif(user_id, c_all), v_to
+            from public.ai_token_usage_windows
+            where days = 30 and case v_kind when 'organization' then
+                    user_id = c_all and uses >= 10000
+                else user_id not in (c_all, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+                    and uses >= 1000 end
+            on conflict do nothing
+            returning scope)
+        select array_agg(scope) into v_ids from found;
+        if v_ids is not null then
+            perform tokenlib.fold_sums(v_kind, v_ids, v_step, '-infinity', v_to);
+        end if;
     end loop;
-    update public.ai_token_usage_kept set closed_to = p_to where closed_to < p_to;
-    select array_agg(organization_id) into v_ids from public.ai_token_usage_windows w
-    where user_id = '00000000-0000-0000-0000-000000000000' and days = 30 and uses >= 10000
-        and not exists (select from public.ai_token_usage_kept k
-            where k.organization_id = w.organization_id);
-    if v_ids is not null then
-        perform tokenlib.fold_sums(v_ids, '15 minutes', '-infinity', p_to);
-        insert into public.ai_token_usage_kept (organization_id, closed_to)
-        select id, p_to from unnest(v_ids) as id;
+end
+$$;
+
+-- Organizations whose use the sums count to another plan than they have now.
+create function tokenlib.moved_organizations()
+returns table (organization_id uuid, counted text, plan text)
+language sql stable rows 100 set search_path = pg_catalog, pg_temp as $$
+    select n.organization_id, n.plan, coalesce(o.plan, '')
+    from public.ai_token_usage_seen n
+    left join public.organizations o on o.id = n.organization_id
+    where n.plan <> coalesce(o.plan, '')
+$$;
+
+-- By plan. What an organization used before it changed its plan follows it there at midnight, or at once
+-- where that is much, since until then it is read row by row: then all plans are made anew, as far as
+-- nothing is archived.
+create function tokenlib.fold_plans(p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+    v_from timestamptz := (select min(closed_to) from public.ai_token_usage_kept
+        where plan is not null);
+    v_moved uuid[];
+begin
+    if v_from >= p_to then
+        return;
     end if;
+    v_moved := array(select organization_id from tokenlib.moved_organizations());
+    if v_moved <> '{}' and (date_bin('24 hours', v_from, '2000-01-01 00:00Z')
+            < date_bin('24 hours', p_to, '2000-01-01 00:00Z')
+        or (select sum(uses) from public.ai_token_usage_windows
+            where organization_id = any (v_moved) and days = 90
+                and user_id = '00000000-0000-0000-0000-000000000000') > 10000) then
+        v_from := tokenlib.usage_archived_to();
+        v_from := case when v_from < p_to then v_from end;
+        delete from public.ai_token_usage_sums s using public.ai_token_usage_kept k
+        where s.organization_id = k.scope and k.plan is not null
+            and (v_from is null or s.at > v_from);
+        update public.ai_token_usage_seen n set plan = m.plan
+        from tokenlib.moved_organizations() as m where m.organization_id = n.organization_id;
+    end if;
+    perform tokenlib.fold_sums('plan', null, '15 minutes', coalesce(v_from, '-infinity'), p_to);
+    insert into public.ai_token_usage_kept (scope, plan, closed_to)
+    select md5(plan)::uuid, plan, p_to
+    from (select plan from public.ai_token_usage_seen union select plan from public.ai_token_plans
+        union select '') as plans
+    on conflict (scope) do update set closed_to = excluded.closed_to;
 end
 $$;
 
@@ -3292,11 +3395,20 @@ language sql set search_path = pg_catalog, pg_temp as $$
     from r
     where a.days = r.days and a.at = r.at;
 
-    insert into public.ai_token_usage_seen as n (organization_id, last_at)
-    select organization_id, max(created_at) from public.ai_token_usage_log
-    where created_at >= p_from and created_at < p_to
+    insert into public.ai_token_usage_seen as n (organization_id, last_at, plan)
+    select f.organization_id, max(f.created_at), coalesce(max(o.plan), '')
+    from (
+        select organization_id, created_at from public.ai_token_usage_log
+        where created_at >= p_from and created_at < p_to
+        union all
+        -- Of a charge that may be archived.
+        select organization_id, '-infinity' from public.ai_token_events
+        where kind = 'refund' and created_at >= p_from and created_at < p_to
+    ) as f
+    left join public.organizations o on o.id = f.organization_id
     group by 1
-    on conflict (organization_id) do update set last_at = excluded.last_at;
+    on conflict (organization_id) do update
+        set last_at = greatest(n.last_at, excluded.last_at);
 $$;
 
 -- Closes what can be closed, at most p_most of time in one call; `behind` says that more is ready.
@@ -3334,9 +3446,10 @@ begin
         v_ready := c.next_to;
         c.closed_to := least(v_ready, v_from + p_most);
         behind := c.closed_to < v_ready;
-        perform tokenlib.fold_sums(null, '5 minutes', v_from, c.closed_to);
+        perform tokenlib.fold_sums('all', null, '5 minutes', v_from, c.closed_to);
         perform tokenlib.fold_active(v_from, c.closed_to);
         perform tokenlib.fold_refusals(v_from, c.closed_to);
+        perform tokenlib.fold_plans(date_bin('15 minutes', c.closed_to, '2000-01-01 00:00Z'));
         -- Of a long way only the last window is wanted.
         if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
             perform tokenlib.fold_windows(v_from, c.closed_to);
@@ -3348,8 +3461,7 @@ begin
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then
-            perform tokenlib.fold_kept(
-                date_bin('15 minutes', c.closed_to, '2000-01-01 00:00Z'));
+            perform tokenlib.fold_kept(v_from, c.closed_to);
         end if;
         if not behind then
             c.next_to := null;
@@ -3385,10 +3497,14 @@ declare
     v_keep timestamptz := tokenlib.usage_archived_to();
 begin
     perform pg_advisory_xact_lock(7305404);
-    delete from public.ai_token_usage_closed where v_keep is null or closed_to is null
-        or closed_to < v_keep;
+    if not exists (select from public.ai_token_usage_closed where closed_to >= v_keep) then
+        v_keep := null;
+    end if;
+    delete from public.ai_token_usage_closed where v_keep is null;
     update public.ai_token_usage_closed
     set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null;
+    delete from public.ai_token_usage_kept where plan is null or v_keep is null;
+    update public.ai_token_usage_kept set closed_to = v_keep;
     delete from public.ai_token_usage_sums
     where organization_id <> '00000000-0000-0000-0000-000000000000' or v_keep is null
         or at > v_keep or not exists (select from public.ai_token_usage_closed);
@@ -3396,11 +3512,15 @@ begin
         or not exists (select from public.ai_token_usage_closed);
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_kept;
+    where v_keep is null or at > v_keep
+        or organization_id <> '00000000-0000-0000-0000-000000000000'
+        and organization_id not in (select scope from public.ai_token_usage_kept);
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_usage_active;
-    delete from public.ai_token_usage_seen;
+    delete from public.ai_token_usage_seen where v_keep is null;
+    update public.ai_token_usage_seen set last_at = '-infinity'; -- the plan is still wanted
 end
 $$;
 -- What was used in a window, from the rollups and the raw rows at its edges, exact to the row: the
@@ -3420,7 +3540,7 @@ begin
         select closed_to into hi from public.ai_token_usage_closed;
     else
         select closed_to into hi from public.ai_token_usage_kept
-        where organization_id = p_organization;
+        where scope = p_organization;
     end if;
     hi := case when hi is not null then least(hi, date_bin(v_step, p_until, '2000-01-01 00:00Z')) end;
     lo := date_bin(v_step, p_since + v_step - interval '1 microsecond', '2000-01-01 00:00Z');
@@ -3533,41 +3653,367 @@ begin
 end
 $$;
 
--- By hour, day or week of a time zone, or by "24 hours" from p_since on. A bar begins where the name of the bar changes, which is not
--- always where its calendar says: some zones set the clock at midnight.
+-- What scopes of a kind (see usage_steps) that are closed up to p_closed used in each bar. The rows are parts,
+-- also below 0, which add up to it: of each point between two bars what the sums say there, and the raw
+-- rows from their step to the point; and the rows after p_closed.
+create function tokenlib.usage_parts(
+    p_kind text, p_scopes uuid[], p_closed timestamptz, p_since timestamptz, p_until timestamptz,
+    p_bucket text, p_zone text
+) returns table (scope uuid, start timestamptz, feature text, token_type text, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_step interval := case p_kind when 'all' then '5 minutes' when 'user' then '1 hour'
+        else '15 minutes' end;
+begin
+    return query
+    with recursive bars as materialized (
+        select * from tokenlib.bars(p_since, p_until, p_bucket, p_zone)
+    ), points as materialized (
+        select at, least(date_bin(v_step, at, '2000-01-01 00:00Z'), p_closed) as step,
+            max(ended) as ended, max(begun) as begun
+        from (select since as at, null::timestamptz as ended, start as begun from bars
+            union all select until, start, null from bars) as each
+        group by at
+    ), keys as (
+        select f.* from unnest(p_scopes) as u (scope)
+        cross join lateral (
+            select u.scope, s.feature, s.token_type from public.ai_token_usage_sums s
+            where s.organization_id = u.scope
+            order by s.feature, s.token_type limit 1) as f
+        union all
+        select k.scope, n.feature, n.token_type from keys k
+        cross join lateral (
+            select s.feature, s.token_type from public.ai_token_usage_sums s
+            where s.organization_id = k.scope
+                and (s.feature, s.token_type) > (k.feature, k.token_type)
+            order by s.feature, s.token_type limit 1) as n
+    ), ranges as materialized (
+        -- Columns, since under row security an index takes no function.
+        select step as since, at as until, ended, begun from points
+        where at <= p_closed and step < at
+        union all
+        select greatest(since, p_closed), until, start, null from bars where until > p_closed
+    ), raw as (
+        select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'::uuid
+                when 'plan' then md5(case when e.created_at < p_closed then n.plan
+                    else coalesce(o.plan, '') end)::uuid
+                else e.organization_id end as scope,
+            r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
+        from ranges r
+        cross join lateral (
+            select organization_id, created_at, feature_used as feature, token_type, 1 as uses,
+                tokens_deducted as tokens, tokens_waived as waived, 0 as refunded
+            from public.ai_token_usage_log
+            where created_at >= r.since and created_at < r.until
+            union all
+            select organization_id, created_at, coalesce(data ->> 'feature', ''), token_type, 0, 0, 0,
+                balance_change
+            from public.ai_token_events
+            where kind = 'refund' and created_at >= r.since and created_at < r.until
+        ) as e
+        left join public.ai_token_usage_seen n
+            on p_kind = 'plan' and n.organization_id = e.organization_id
+        left join public.organizations o on p_kind = 'plan' and o.id = e.organization_id
+        where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+        union all
+        select k.scope, r.ended, r.begun, '', '', e.uses, e.tokens, e.waived, e.refunded
+        from ranges r
+        join public.ai_token_usage_kept k on k.scope = any (p_scopes)
+        cross join lateral (
+            select 1 as uses, tokens_deducted as tokens, tokens_waived as waived, 0 as refunded
+            from public.ai_token_usage_log
+            where organization_id = k.organization_id and user_id = k.user_id
+                and created_at >= r.since and created_at < r.until
+            union all
+            select 0, 0, 0, balance_change
+            from public.ai_token_events
+            where organization_id = k.organization_id and kind = 'refund'
+                and data ->> 'user_id' = k.user_id::text
+                and created_at >= r.since and created_at < r.until
+        ) as e
+        where p_kind = 'user'
+    ), figures as (
+        select k.scope, p.ended, p.begun, k.feature, k.token_type, h.uses, h.tokens, h.waived,
+            h.refunded
+        from keys k
+        cross join points p
+        cross join lateral (
+            select * from public.ai_token_usage_sums s
+            where s.organization_id = k.scope and s.feature = k.feature
+                and s.token_type = k.token_type and s.at <= p.step
+            order by s.at desc limit 1) as h
+        union all
+        select scope, ended, begun, feature, token_type, sum(uses), sum(tokens), sum(waived),
+            sum(refunded)
+        from raw
+        group by 1, 2, 3, 4, 5
+    )
+    select f.scope, s.start, f.feature, f.token_type, sum(s.sign * f.uses)::bigint,
+        sum(s.sign * f.tokens)::bigint, sum(s.sign * f.waived)::bigint,
+        sum(s.sign * f.refunded)::bigint
+    from figures f
+    cross join lateral (values (f.ended, 1), (f.begun, -1)) as s (start, sign)
+    where s.start is not null
+    group by 1, 2, 3, 4
+    having sum(s.sign * f.uses) <> 0 or sum(s.sign * f.refunded) <> 0;
+end
+$$;
+
+-- By hour, day or week of a time zone, by "24 hours" from p_since on, or (null) all in one. A bar begins
+-- where the name of the bar changes, which is not always where its calendar says: some zones set the
+-- clock at midnight.
 create function tokenlib.usage_bars(
     p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid
 ) returns table (start timestamptz, feature text, token_type text, uses bigint, tokens bigint,
     waived bigint, refunded bigint)
 language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
-    v_lo timestamptz;
-    v_hi timestamptz;
+    v_closed timestamptz := (select c.closed_to from public.ai_token_usage_closed c);
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
-    select lo, hi into v_lo, v_hi from tokenlib.usage_closed(p_since, p_until, p_organization);
-    if v_lo < v_hi then
+    if p_organization is not null then
         return query
-        select b.start, u.* from tokenlib.bars(p_since, p_until, p_bucket, p_zone) as b
-        cross join lateral tokenlib.usage_between(b.since, b.until, p_organization) as u;
+        select o.start, o.feature, o.token_type, o.uses, o.tokens, o.waived, o.refunded
+        from tokenlib.usage_organizations(array[p_organization], p_since, p_until, p_bucket,
+            p_zone) as o;
+    elsif p_since < v_closed then
+        return query
+        select p.start, p.feature, p.token_type, p.uses, p.tokens, p.waived, p.refunded
+        from tokenlib.usage_parts('all', array['00000000-0000-0000-0000-000000000000'::uuid],
+            v_closed, p_since, p_until, p_bucket, p_zone) as p;
     else
         return query
-        select case p_bucket when '24 hours' then date_bin('24 hours', l.created_at, p_since)
-                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type, count(*),
-            sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+            count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
         where l.created_at >= p_since and l.created_at < p_until
-            and (p_organization is null or l.organization_id = p_organization)
         group by 1, 2, 3
         union all
-        select case p_bucket when '24 hours' then date_bin('24 hours', e.created_at, p_since)
+        select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
                 else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
         where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
-            and (p_organization is null or e.organization_id = p_organization)
         group by 1, 2, 3;
     end if;
+end
+$$;
+
+-- Organizations: those that are kept by their sums, the others row by row.
+create function tokenlib.usage_organizations(
+    p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text
+) returns table (organization_id uuid, start timestamptz, feature text, token_type text, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_kept uuid[];
+    v_others uuid[];
+    v_closed timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select array_agg(id) filter (where k.scope is not null), array_agg(id) filter (where k.scope is null),
+        min(k.closed_to)
+    into v_kept, v_others, v_closed
+    from unnest(p_organizations) as id
+    left join public.ai_token_usage_kept k on k.scope = id and k.closed_to > p_since;
+    if v_kept is not null then
+        return query
+        select * from tokenlib.usage_parts('organization', v_kept, v_closed, p_since, p_until,
+            p_bucket, p_zone);
+    end if;
+    if v_others is not null then
+        return query
+        select l.organization_id, case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+            count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        from public.ai_token_usage_log l
+        where l.organization_id = any (v_others)
+            and l.created_at >= p_since and l.created_at < p_until
+        group by 1, 2, 3, 4
+        union all
+        select e.organization_id, case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
+            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+        from public.ai_token_events e
+        where e.kind = 'refund' and e.organization_id = any (v_others)
+            and e.created_at >= p_since and e.created_at < p_until
+        group by 1, 2, 3, 4;
+    end if;
+end
+$$;
+
+-- Persons, each in an organization, without features and wallets; `user_id` null is nobody known.
+create function tokenlib.usage_persons(
+    p_organizations uuid[], p_users uuid[], p_since timestamptz, p_until timestamptz, p_bucket text,
+    p_zone text
+) returns table (organization_id uuid, user_id uuid, start timestamptz, uses bigint, tokens bigint,
+    waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_scopes uuid[];
+    v_closed timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select array_agg(k.scope), min(k.closed_to) into v_scopes, v_closed
+    from unnest(p_organizations, p_users) as a (organization_id, user_id)
+    join public.ai_token_usage_kept k
+        on k.scope = md5(a.organization_id::text || a.user_id)::uuid and k.closed_to > p_since;
+    if v_scopes is not null then
+        return query
+        select k.organization_id, k.user_id, p.start, p.uses, p.tokens, p.waived, p.refunded
+        from tokenlib.usage_parts('user', v_scopes, v_closed, p_since, p_until, p_bucket, p_zone) as p
+        join public.ai_token_usage_kept k on k.scope = p.scope;
+    end if;
+    return query
+    select a.organization_id, a.user_id, case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end,
+        sum(e.uses)::bigint, sum(e.tokens)::bigint, sum(e.waived)::bigint, sum(e.refunded)::bigint
+    from unnest(p_organizations, p_users) as a (organization_id, user_id)
+    cross join lateral (
+        select created_at, 1 as uses, tokens_deducted as tokens, tokens_waived as waived,
+            0 as refunded
+        from public.ai_token_usage_log
+        where organization_id = a.organization_id and user_id = a.user_id
+            and created_at >= p_since and created_at < p_until
+        union all
+        select created_at, 1, tokens_deducted, tokens_waived, 0
+        from public.ai_token_usage_log
+        where a.user_id is null and organization_id = a.organization_id and user_id is null
+            and created_at >= p_since and created_at < p_until
+        union all
+        select created_at, 0, 0, 0, balance_change
+        from public.ai_token_events
+        where organization_id = a.organization_id and kind = 'refund'
+            and data ->> 'user_id' is not distinct from a.user_id::text
+            and created_at >= p_since and created_at < p_until
+    ) as e
+    where v_scopes is null or a.user_id is null
+        or md5(a.organization_id::text || a.user_id)::uuid <> all (v_scopes)
+    group by 1, 2, 3;
+end
+$$;
+
+-- One person in one organization or in each where they were charged: those of the last 90 days are known;
+-- for a longer time the log is read.
+create function tokenlib.usage_person(
+    p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid,
+    p_user uuid
+) returns table (start timestamptz, uses bigint, tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_ids uuid[];
+begin
+    if p_organization is not null then
+        v_ids := array[p_organization];
+    elsif p_since >= v_to - interval '2160 hours' then
+        v_ids := array(
+            select organization_id from public.ai_token_usage_windows
+            where user_id = p_user and days = 90
+                and user_id <> '00000000-0000-0000-0000-000000000000'
+            union
+            select organization_id from public.ai_token_usage_log
+            where created_at >= v_to and created_at < p_until and user_id = p_user
+            union
+            select organization_id from public.ai_token_events
+            where kind = 'refund' and created_at >= p_since and created_at < p_until
+                and data ->> 'user_id' = p_user::text);
+    else
+        v_ids := array(
+            select organization_id from public.ai_token_usage_log
+            where created_at >= p_since and created_at < p_until and user_id = p_user
+            union
+            select organization_id from public.ai_token_events
+            where kind = 'refund' and created_at >= p_since and created_at < p_until
+                and data ->> 'user_id' = p_user::text);
+    end if;
+    return query
+    select p.start, p.uses, p.tokens, p.waived, p.refunded
+    from tokenlib.usage_persons(v_ids, array_fill(p_user, array[cardinality(v_ids)]), p_since,
+        p_until, p_bucket, p_zone) as p;
+end
+$$;
+
+-- By the plan that each organization has now: the sums by the plans that they count to, less and more
+-- what was used by who changed since.
+create function tokenlib.usage_plans(
+    p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_plan text
+) returns table (plan text, start timestamptz, feature text, token_type text, uses bigint,
+    tokens bigint, waived bigint, refunded bigint)
+language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_scopes uuid[];
+    v_closed timestamptz;
+begin
+    perform now() at time zone p_zone; -- refuses a wrong name without rows
+    select array_agg(scope) filter (where p_plan is null or plan = p_plan),
+        coalesce(min(closed_to), '-infinity')
+    into v_scopes, v_closed
+    from public.ai_token_usage_kept where plan is not null;
+    return query
+    with moved as materialized (
+        select * from tokenlib.moved_organizations() as m
+        where p_since < v_closed and (p_plan is null or p_plan in (m.counted, m.plan))
+    ), figures as (
+        select scope, start, feature, token_type, uses, tokens, waived, refunded
+        from tokenlib.usage_parts('plan', v_scopes, v_closed, p_since, p_until, p_bucket, p_zone)
+        union all
+        select md5(s.plan)::uuid, e.start, e.feature, e.token_type, s.sign * e.uses,
+            s.sign * e.tokens, s.sign * e.waived, s.sign * e.refunded
+        from moved m
+        cross join lateral (
+            select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                else date_trunc(p_bucket, created_at, p_zone) end as start,
+                feature_used as feature, token_type, count(*) as uses,
+                sum(tokens_deducted) as tokens, sum(tokens_waived) as waived, 0 as refunded
+            from public.ai_token_usage_log
+            where organization_id = m.organization_id
+                and created_at >= p_since and created_at < least(p_until, v_closed)
+            group by 1, 2, 3
+            union all
+            select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                else date_trunc(p_bucket, created_at, p_zone) end,
+                coalesce(data ->> 'feature', ''), token_type, 0, 0, 0, sum(balance_change)
+            from public.ai_token_events
+            where organization_id = m.organization_id and kind = 'refund'
+                and created_at >= p_since and created_at < least(p_until, v_closed)
+            group by 1, 2, 3
+        ) as e
+        cross join lateral (values (m.counted, -1), (m.plan, 1)) as s (plan, sign)
+    ), named as (
+        select plan from public.ai_token_usage_kept where plan is not null
+        union select plan from public.ai_token_plans
+        union select ''
+        union select plan from moved
+        union select coalesce(o.plan, '') from public.organizations o
+        where o.id in (
+            select organization_id from public.ai_token_usage_log
+            where created_at >= greatest(p_since, v_closed) and created_at < p_until
+            union
+            select organization_id from public.ai_token_events
+            where kind = 'refund' and created_at >= greatest(p_since, v_closed)
+                and created_at < p_until)
+    )
+    select n.plan, f.start, f.feature, f.token_type, sum(f.uses)::bigint, sum(f.tokens)::bigint,
+        sum(f.waived)::bigint, sum(f.refunded)::bigint
+    from figures f
+    join named n on md5(n.plan)::uuid = f.scope
+    where p_plan is null or n.plan = p_plan
+    group by 1, 2, 3, 4
+    having sum(f.uses) <> 0 or sum(f.refunded) <> 0;
 end
 $$;
 
@@ -3591,8 +4037,9 @@ language sql stable rows 30 set search_path = pg_catalog, pg_temp set timezone =
         cross join (values (interval '0'), (interval '1 hour')) as b (back)
         where p_bucket in ('day', 'week')
     ), named as (
-        select case p_bucket when '24 hours' then at else date_trunc(p_bucket, at, p_zone) end
-                as start, min(at) as since
+        select case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', at, p_since)
+                else date_trunc(p_bucket, at, p_zone) end as start, min(at) as since
         from points where at >= p_since and at < p_until
         group by 1
     )

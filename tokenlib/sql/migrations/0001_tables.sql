@@ -480,9 +480,9 @@ create table public.ai_token_usage_closed (
     next_xid xid8
 );
 
--- Use since the beginning, as it stood at `at`: a window is the difference of two rows. Of everybody
--- (the zero UUID) in steps of five minutes; of an organization that is kept, of fifteen. No row where a
--- feature was not used in the step before `at`.
+-- Use since the beginning, as it stood at `at`: a window is the difference of two rows. organization_id
+-- is a scope: the zero UUID is everybody, in steps of five minutes; the others are in ai_token_usage_kept.
+-- No row where a feature was not used in the step before `at`.
 create table public.ai_token_usage_sums (
     organization_id uuid not null,
     feature text not null,
@@ -495,9 +495,13 @@ create table public.ai_token_usage_sums (
     primary key (organization_id, feature, token_type, at)
 );
 
--- Organizations with sums of their own, so many charges have they, and up to when these go.
+-- Who else has sums of their own, and up to when these go: each plan and organizations with many charges
+-- in steps of a quarter of an hour, persons with many in steps of an hour and without feature and wallet.
 create table public.ai_token_usage_kept (
-    organization_id uuid primary key,
+    scope uuid primary key,                    -- the organization's id, else a digest
+    plan text,
+    organization_id uuid,
+    user_id uuid,
     closed_to timestamptz not null
 );
 
@@ -559,6 +563,9 @@ create index windows_by_organization on public.ai_token_usage_windows
 create index windows_by_user on public.ai_token_usage_windows
     (days, tokens desc, uses desc, organization_id, user_id)
     where user_id <> '00000000-0000-0000-0000-000000000000';
+-- The organizations of a person.
+create index windows_by_person on public.ai_token_usage_windows (user_id)
+    where days = 90 and user_id <> '00000000-0000-0000-0000-000000000000';
 
 -- How many organizations were active in the `days` before `at`. Rows after closed_to hold the changes
 -- that are known already, of what leaves the window then.
@@ -570,10 +577,12 @@ create table public.ai_token_usage_active (
     primary key (days, at)
 );
 
--- When each organization was last charged, before closed_to.
+-- When each organization was last charged, before closed_to, and the plan that its use is counted to in
+-- the sums: what it has now may differ, and the sums follow later.
 create table public.ai_token_usage_seen (
     organization_id uuid primary key,
-    last_at timestamptz not null
+    last_at timestamptz not null,
+    plan text not null
 );
 
 create table if not exists public.quests (

@@ -51,87 +51,39 @@ left join public.user_profiles u on u.id = t.user_id
 order by t.rank
 
 -- name: spenders_closed
--- The same for staff and the service, from the rollups: of the organizations that are kept,
--- as their sums stood at the beginning of each day. What others and users were charged is read.
-with recursive top as (
+-- The same for staff and the service, from the rollups.
+with top as materialized (
     select t.*, coalesce(t.tokens / nullif(t.whole, 0), 0)::float8 as share,
         row_number() over (order by t.tokens desc, t.uses desc, t.organization_id, t.user_id)
             as rank
     from tokenlib.top_usage(%(since)s, %(until)s, %(by_user)s, %(limit)s, %(organization_id)s) as t
-), kept as materialized (
-    select t.rank, t.organization_id, k.closed_to
-    from top t join public.ai_token_usage_kept k using (organization_id)
+), who as materialized (
+    select array_agg(organization_id order by rank) as organizations,
+        array_agg(user_id order by rank) as users
+    from top
+), windows (since, until, bucket) as (
+    values (%(since)s::timestamptz - interval '672 hours', %(until)s::timestamptz, '24 hours'),
+        (%(before)s, %(since)s, null)
+), used as (
+    select o.organization_id, null::uuid as user_id, o.start, w.bucket, o.tokens
+    from who cross join windows w
+    cross join lateral tokenlib.usage_organizations(organizations, w.since, w.until, w.bucket,
+        'UTC') as o
     where not %(by_user)s::boolean
-), points as materialized (
-    -- Where a day begins or the window ends, and the step before that: columns, since under row
-    -- security an index takes no function.
-    select d.day, least(x.at, %(until)s::timestamptz) as at, least(date_bin('15 minutes',
-        least(x.at, %(until)s::timestamptz), '2000-01-01 00:00Z'),
-        (select min(closed_to) from kept)) as step
-    from generate_series(-28, %(last_day)s::integer + 1) as d (day)
-    cross join lateral (
-        select %(since)s::timestamptz + d.day * interval '24 hours' as at) as x
-    where exists (select from kept)
-), keys as (
-    (select feature, token_type from public.ai_token_usage_sums
-    where organization_id = '00000000-0000-0000-0000-000000000000'
-    order by feature, token_type limit 1)
     union all
-    select n.* from keys k
-    cross join lateral (
-        select feature, token_type from public.ai_token_usage_sums
-        where organization_id = '00000000-0000-0000-0000-000000000000'
-            and (feature, token_type) > (k.feature, k.token_type)
-        order by feature, token_type limit 1) as n
-), edges as (
-    -- The raw rows after each step, read once for all of the organizations.
-    select p.day, l.organization_id, sum(l.tokens_deducted) as tokens
-    from points p
-    cross join lateral (
-        select organization_id, tokens_deducted from public.ai_token_usage_log
-        where created_at >= p.step and created_at < p.at offset 0) as l
-    where l.organization_id in (select organization_id from kept)
-    group by 1, 2
-), used_until as (
-    select k.rank, p.day, coalesce(s.tokens, 0) + coalesce(e.tokens, 0) as tokens
-    from kept k
-    cross join points p
-    cross join lateral (
-        select sum(h.tokens) as tokens
-        from keys f
-        cross join lateral (
-            select tokens from public.ai_token_usage_sums
-            where organization_id = k.organization_id and feature = f.feature
-                and token_type = f.token_type and at <= p.step
-            order by at desc limit 1) as h) as s
-    left join edges e on e.day = p.day and e.organization_id = k.organization_id
+    select p.organization_id, p.user_id, p.start, w.bucket, p.tokens
+    from who cross join windows w
+    cross join lateral tokenlib.usage_persons(organizations, users, w.since, w.until, w.bucket,
+        'UTC') as p
+    where %(by_user)s::boolean
 ), past as (
-    select rank, day, lead(tokens) over (partition by rank order by day) - tokens as tokens,
-        null::numeric as before
-    from used_until
-    union all
-    select rank, null, null, (select sum(b.tokens)
-        from tokenlib.usage_between(%(before)s, %(since)s, k.organization_id) as b)
-    from kept k
-    union all
-    select t.rank, b.day, b.tokens, b.before
-    from top t
-    cross join lateral (
-        select floor(extract(epoch from l.created_at - %(since)s::timestamptz) / 86400)::integer
-                as day,
-            sum(l.tokens_deducted) as tokens,
-            sum(l.tokens_deducted) filter (where l.created_at >= %(before)s::timestamptz
-                and l.created_at < %(since)s::timestamptz) as before
-        from public.ai_token_usage_log l
-        where l.organization_id = t.organization_id
-            and (not %(by_user)s::boolean or l.user_id = t.user_id
-                or (t.user_id is null and l.user_id is null))
-            and l.created_at < %(until)s::timestamptz
-            and l.created_at >= least(%(before)s::timestamptz,
-                %(since)s::timestamptz - interval '672 hours')
-        group by 1
-    ) as b
-    where t.rank not in (select rank from kept)
+    select t.rank, case when u.bucket is not null then
+            floor(extract(epoch from u.start - %(since)s::timestamptz) / 86400)::integer end as day,
+        sum(u.tokens) filter (where u.bucket is not null) as tokens,
+        sum(u.tokens) filter (where u.bucket is null) as before
+    from used u
+    join top t on t.organization_id = u.organization_id and t.user_id is not distinct from u.user_id
+    group by 1, 2
 )
 select t.organization_id, coalesce(o.name, t.organization_id::text) as organization, o.plan,
     t.user_id, case when %(by_user)s::boolean
