@@ -172,8 +172,11 @@ begin
         select greatest(since, p_closed), until, start, null from bars where until > p_closed
     ), raw as (
         select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'::uuid
-                when 'plan' then md5(case when e.created_at < p_closed then n.plan
-                    else coalesce(o.plan, '') end)::uuid
+                when 'plan' then md5(coalesce(case when e.created_at < p_closed
+                    then (select n.plan from public.ai_token_usage_seen n
+                        where n.organization_id = e.organization_id)
+                    else (select o.plan from public.organizations o
+                        where o.id = e.organization_id) end, ''))::uuid
                 else e.organization_id end as scope,
             r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
         from ranges r
@@ -188,9 +191,6 @@ begin
             from public.ai_token_events
             where kind = 'refund' and created_at >= r.since and created_at < r.until
         ) as e
-        left join public.ai_token_usage_seen n
-            on p_kind = 'plan' and n.organization_id = e.organization_id
-        left join public.organizations o on p_kind = 'plan' and o.id = e.organization_id
         where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
         union all
         select k.scope, r.ended, r.begun, '', '', e.uses, e.tokens, e.waived, e.refunded
@@ -432,14 +432,36 @@ declare
     v_closed timestamptz;
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
-    select array_agg(scope) filter (where p_plan is null or plan = p_plan),
-        coalesce(min(closed_to), '-infinity')
+    select array_agg(scope) filter (where p_plan is null or plan = p_plan), min(closed_to)
     into v_scopes, v_closed
     from public.ai_token_usage_kept where plan is not null;
+    if v_closed is null or v_closed <= p_since then
+        return query
+        select coalesce(o.plan, ''), case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+            count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        from public.ai_token_usage_log l
+        left join public.organizations o on o.id = l.organization_id
+        where l.created_at >= p_since and l.created_at < p_until
+            and (p_plan is null or coalesce(o.plan, '') = p_plan)
+        group by 1, 2, 3, 4
+        union all
+        select coalesce(o.plan, ''), case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
+            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+        from public.ai_token_events e
+        left join public.organizations o on o.id = e.organization_id
+        where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
+            and (p_plan is null or coalesce(o.plan, '') = p_plan)
+        group by 1, 2, 3, 4;
+        return;
+    end if;
     return query
     with moved as materialized (
-        select * from tokenlib.moved_organizations() as m
-        where p_since < v_closed and (p_plan is null or p_plan in (m.counted, m.plan))
+        select * from tokenlib.moved_organizations(true) as m
+        where p_plan is null or p_plan in (m.counted, m.plan)
     ), figures as (
         select scope, start, feature, token_type, uses, tokens, waived, refunded
         from tokenlib.usage_parts('plan', v_scopes, v_closed, p_since, p_until, p_bucket, p_zone)
@@ -476,11 +498,10 @@ begin
         union select coalesce(o.plan, '') from public.organizations o
         where o.id in (
             select organization_id from public.ai_token_usage_log
-            where created_at >= greatest(p_since, v_closed) and created_at < p_until
+            where created_at >= v_closed and created_at < p_until
             union
             select organization_id from public.ai_token_events
-            where kind = 'refund' and created_at >= greatest(p_since, v_closed)
-                and created_at < p_until)
+            where kind = 'refund' and created_at >= v_closed and created_at < p_until)
     )
     select n.plan, f.start, f.feature, f.token_type, sum(f.uses)::bigint, sum(f.tokens)::bigint,
         sum(f.waived)::bigint, sum(f.refunded)::bigint

@@ -3201,14 +3201,30 @@ begin
 end
 $$;
 
--- Organizations whose use the sums count to another plan than they have now.
-create function tokenlib.moved_organizations()
+-- Organizations whose use the sums count to another plan than they have now: of the rows that were
+-- written since nobody's differed, if p_late: so not one that was deleted in the last quarter of an hour.
+-- What is older than two billion transactions has no age.
+create function tokenlib.moved_organizations(p_late boolean)
 returns table (organization_id uuid, counted text, plan text)
-language sql stable rows 100 set search_path = pg_catalog, pg_temp as $$
-    select n.organization_id, n.plan, coalesce(o.plan, '')
-    from public.ai_token_usage_seen n
-    left join public.organizations o on o.id = n.organization_id
-    where n.plan <> coalesce(o.plan, '')
+language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_age integer := (select age(plans_xid::xid) from public.ai_token_usage_closed);
+begin
+    if p_late and v_age >= 0 then
+        return query
+        select n.organization_id, n.plan, coalesce(o.plan, '')
+        from (select id, o.plan from public.organizations o
+            where age(xmin) <= v_age or age(xmin) < 0 offset 0) as o
+        join public.ai_token_usage_seen n on n.organization_id = o.id
+        where n.plan <> coalesce(o.plan, '');
+    else
+        return query
+        select n.organization_id, n.plan, coalesce(o.plan, '')
+        from public.ai_token_usage_seen n
+        left join public.organizations o on o.id = n.organization_id
+        where n.plan <> coalesce(o.plan, '');
+    end if;
+end
 $$;
 
 -- By plan. What an organization used before it changed its plan follows it there at midnight, or at once
@@ -3219,24 +3235,32 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     v_from timestamptz := (select min(closed_to) from public.ai_token_usage_kept
         where plan is not null);
+    v_xid xid8 := pg_snapshot_xmin(pg_current_snapshot()); -- before anything is looked at
     v_moved uuid[];
 begin
     if v_from >= p_to then
         return;
     end if;
-    v_moved := array(select organization_id from tokenlib.moved_organizations());
+    v_moved := array(select organization_id from tokenlib.moved_organizations(false));
     if v_moved <> '{}' and (date_bin('24 hours', v_from, '2000-01-01 00:00Z')
             < date_bin('24 hours', p_to, '2000-01-01 00:00Z')
         or (select sum(uses) from public.ai_token_usage_windows
             where organization_id = any (v_moved) and days = 90
-                and user_id = '00000000-0000-0000-0000-000000000000') > 10000) then
+                and user_id = '00000000-0000-0000-0000-000000000000') > 10000
+        -- No row of these is found late.
+        or (select count(*) from public.organizations where id = any (v_moved))
+            < cardinality(v_moved)) then
         v_from := tokenlib.usage_archived_to();
         v_from := case when v_from < p_to then v_from end;
         delete from public.ai_token_usage_sums s using public.ai_token_usage_kept k
         where s.organization_id = k.scope and k.plan is not null
             and (v_from is null or s.at > v_from);
         update public.ai_token_usage_seen n set plan = m.plan
-        from tokenlib.moved_organizations() as m where m.organization_id = n.organization_id;
+        from tokenlib.moved_organizations(false) as m where m.organization_id = n.organization_id;
+        v_moved := '{}';
+    end if;
+    if v_moved = '{}' then
+        update public.ai_token_usage_closed set plans_xid = v_xid;
     end if;
     perform tokenlib.fold_sums('plan', null, '15 minutes', coalesce(v_from, '-infinity'), p_to);
     insert into public.ai_token_usage_kept (scope, plan, closed_to)
@@ -3697,8 +3721,11 @@ begin
         select greatest(since, p_closed), until, start, null from bars where until > p_closed
     ), raw as (
         select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'::uuid
-                when 'plan' then md5(case when e.created_at < p_closed then n.plan
-                    else coalesce(o.plan, '') end)::uuid
+                when 'plan' then md5(coalesce(case when e.created_at < p_closed
+                    then (select n.plan from public.ai_token_usage_seen n
+                        where n.organization_id = e.organization_id)
+                    else (select o.plan from public.organizations o
+                        where o.id = e.organization_id) end, ''))::uuid
                 else e.organization_id end as scope,
             r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
         from ranges r
@@ -3713,9 +3740,6 @@ begin
             from public.ai_token_events
             where kind = 'refund' and created_at >= r.since and created_at < r.until
         ) as e
-        left join public.ai_token_usage_seen n
-            on p_kind = 'plan' and n.organization_id = e.organization_id
-        left join public.organizations o on p_kind = 'plan' and o.id = e.organization_id
         where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
         union all
         select k.scope, r.ended, r.begun, '', '', e.uses, e.tokens, e.waived, e.refunded
@@ -3957,14 +3981,36 @@ declare
     v_closed timestamptz;
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
-    select array_agg(scope) filter (where p_plan is null or plan = p_plan),
-        coalesce(min(closed_to), '-infinity')
+    select array_agg(scope) filter (where p_plan is null or plan = p_plan), min(closed_to)
     into v_scopes, v_closed
     from public.ai_token_usage_kept where plan is not null;
+    if v_closed is null or v_closed <= p_since then
+        return query
+        select coalesce(o.plan, ''), case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+            count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
+        from public.ai_token_usage_log l
+        left join public.organizations o on o.id = l.organization_id
+        where l.created_at >= p_since and l.created_at < p_until
+            and (p_plan is null or coalesce(o.plan, '') = p_plan)
+        group by 1, 2, 3, 4
+        union all
+        select coalesce(o.plan, ''), case when p_bucket is null then p_since
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
+            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+        from public.ai_token_events e
+        left join public.organizations o on o.id = e.organization_id
+        where e.kind = 'refund' and e.created_at >= p_since and e.created_at < p_until
+            and (p_plan is null or coalesce(o.plan, '') = p_plan)
+        group by 1, 2, 3, 4;
+        return;
+    end if;
     return query
     with moved as materialized (
-        select * from tokenlib.moved_organizations() as m
-        where p_since < v_closed and (p_plan is null or p_plan in (m.counted, m.plan))
+        select * from tokenlib.moved_organizations(true) as m
+        where p_plan is null or p_plan in (m.counted, m.plan)
     ), figures as (
         select scope, start, feature, token_type, uses, tokens, waived, refunded
         from tokenlib.usage_parts('plan', v_scopes, v_closed, p_since, p_until, p_bucket, p_zone)
@@ -4001,11 +4047,10 @@ begin
         union select coalesce(o.plan, '') from public.organizations o
         where o.id in (
             select organization_id from public.ai_token_usage_log
-            where created_at >= greatest(p_since, v_closed) and created_at < p_until
+            where created_at >= v_closed and created_at < p_until
             union
             select organization_id from public.ai_token_events
-            where kind = 'refund' and created_at >= greatest(p_since, v_closed)
-                and created_at < p_until)
+            where kind = 'refund' and created_at >= v_closed and created_at < p_until)
     )
     select n.plan, f.start, f.feature, f.token_type, sum(f.uses)::bigint, sum(f.tokens)::bigint,
         sum(f.waived)::bigint, sum(f.refunded)::bigint

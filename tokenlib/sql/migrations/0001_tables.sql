@@ -477,7 +477,8 @@ create table public.ai_token_usage_closed (
     closed_to timestamptz,
     windows_to timestamptz,                    -- what ai_token_usage_windows speaks of
     next_to timestamptz,
-    next_xid xid8
+    next_xid xid8,
+    plans_xid xid8                             -- before it no plan differed from ai_token_usage_seen's
 );
 
 -- Use since the beginning, as it stood at `at`: a window is the difference of two rows. organization_id
