@@ -53,6 +53,7 @@ PURE = {
 READING = {
     "active_between",
     "bars",
+    "moved_organizations",
     "movers",
     "organization_rows",
     "organizations_between",
@@ -67,6 +68,11 @@ READING = {
     "usage_between",
     "usage_closed",
     "usage_edge",
+    "usage_organizations",
+    "usage_parts",
+    "usage_person",
+    "usage_persons",
+    "usage_plans",
     "usage_raw",
     "wallets_closed_to",
 }

@@ -137,6 +137,7 @@ HASHES = {
 ROLLUPS = {
     "active_between",
     "bars",
+    "moved_organizations",
     "movers",
     "organizations_between",
     "organizations_by_wallets",
@@ -150,6 +151,11 @@ ROLLUPS = {
     "usage_between",
     "usage_closed",
     "usage_edge",
+    "usage_organizations",
+    "usage_parts",
+    "usage_person",
+    "usage_persons",
+    "usage_plans",
     "usage_raw",
     "wallets_closed_to",
 }
@@ -189,12 +195,12 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute("select tokenlib.record_latency('check', 1)")
     owner.execute("insert into ai_token_usage_closed (closed_to) values (now())")
     owner.execute("insert into ai_token_usage_sums values (%s, '', '', now(), 1, 1, 1, 1)", NOBODY)
-    owner.execute("insert into ai_token_usage_kept values (%s, now())", NOBODY)
+    owner.execute("insert into ai_token_usage_kept (scope, closed_to) values (%s, now())", NOBODY)
     owner.execute(
         "insert into ai_token_usage_windows values (%s, gen_random_uuid(), 1, 1, 1)", NOBODY
     )
     owner.execute("insert into ai_token_usage_active values (1, now(), 1, 1)")
-    owner.execute("insert into ai_token_usage_seen values (%s, now())", NOBODY)
+    owner.execute("insert into ai_token_usage_seen values (%s, now(), '')", NOBODY)
     owner.execute("insert into ai_token_usage_pace values (%s, 'general', 1)", NOBODY)
     owner.execute("insert into ai_token_usage_days values (%s, now(), 1)", NOBODY)
     owner.execute(

@@ -65,6 +65,8 @@ QUESTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("usage", "cost_against_revenue_closed"): {},
     ("series", "series_closed"): {**ALL, **BARS},
     ("series", "totals_closed"): {**ALL, "feature": None},
+    ("series", "plans_closed"): {**BARS, "by": "plan", "plan": None},
+    ("series", "totals_of_plan"): {"plan": "pro", "feature": None},
     ("overview", "totals"): {},
     ("overview", "run_outs_closed"): {"within": timedelta(days=7), "limit": 5},
 }

@@ -3678,8 +3678,8 @@ end
 $$;
 
 -- What scopes of a kind (see usage_steps) that are closed up to p_closed used in each bar. The rows are parts,
--- also below 0, which add up to it: of each point between two bars what the sums say there, and the raw
--- rows from their step to the point; and the rows after p_closed.
+-- also below 0, which add up to it: of each point between two bars what the sums say at the nearest step, and the
+-- raw rows from there to the point; and the rows after p_closed.
 create function tokenlib.usage_parts(
     p_kind text, p_scopes uuid[], p_closed timestamptz, p_since timestamptz, p_until timestamptz,
     p_bucket text, p_zone text
@@ -3695,7 +3695,7 @@ begin
     with recursive bars as materialized (
         select * from tokenlib.bars(p_since, p_until, p_bucket, p_zone)
     ), points as materialized (
-        select at, least(date_bin(v_step, at, '2000-01-01 00:00Z'), p_closed) as step,
+        select at, least(date_bin(v_step, at + v_step / 2, '2000-01-01 00:00Z'), p_closed) as step,
             max(ended) as ended, max(begun) as begun
         from (select since as at, null::timestamptz as ended, start as begun from bars
             union all select until, start, null from bars) as each
@@ -3715,10 +3715,11 @@ begin
             order by s.feature, s.token_type limit 1) as n
     ), ranges as materialized (
         -- Columns, since under row security an index takes no function.
-        select step as since, at as until, ended, begun from points
-        where at <= p_closed and step < at
+        select least(step, at) as since, greatest(step, at) as until, ended, begun,
+            case when step < at then 1 else -1 end as sign
+        from points where at <= p_closed and step <> at
         union all
-        select greatest(since, p_closed), until, start, null from bars where until > p_closed
+        select greatest(since, p_closed), until, start, null, 1 from bars where until > p_closed
     ), raw as (
         select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'::uuid
                 when 'plan' then md5(coalesce(case when e.created_at < p_closed
@@ -3727,7 +3728,7 @@ begin
                     else (select o.plan from public.organizations o
                         where o.id = e.organization_id) end, ''))::uuid
                 else e.organization_id end as scope,
-            r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
+            r.sign, r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
         from ranges r
         cross join lateral (
             select organization_id, created_at, feature_used as feature, token_type, 1 as uses,
@@ -3742,21 +3743,23 @@ begin
         ) as e
         where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
         union all
-        select k.scope, r.ended, r.begun, '', '', e.uses, e.tokens, e.waived, e.refunded
+        select k.scope, r.sign, r.ended, r.begun, '', '', 1, l.tokens_deducted, l.tokens_waived, 0
         from ranges r
-        join public.ai_token_usage_kept k on k.scope = any (p_scopes)
+        cross join public.ai_token_usage_kept k
         cross join lateral (
-            select 1 as uses, tokens_deducted as tokens, tokens_waived as waived, 0 as refunded
-            from public.ai_token_usage_log
+            select tokens_deducted, tokens_waived from public.ai_token_usage_log
             where organization_id = k.organization_id and user_id = k.user_id
-                and created_at >= r.since and created_at < r.until
-            union all
-            select 0, 0, 0, balance_change
+                and created_at >= r.since and created_at < r.until offset 0) as l
+        where p_kind = 'user' and k.scope = any (p_scopes)
+        union all
+        select k.scope, r.sign, r.ended, r.begun, '', '', 0, 0, 0, e.balance_change
+        from ranges r
+        cross join lateral (
+            select organization_id, data ->> 'user_id' as user_id, balance_change
             from public.ai_token_events
-            where organization_id = k.organization_id and kind = 'refund'
-                and data ->> 'user_id' = k.user_id::text
-                and created_at >= r.since and created_at < r.until
-        ) as e
+            where kind = 'refund' and created_at >= r.since and created_at < r.until offset 0) as e
+        join public.ai_token_usage_kept k on k.organization_id = e.organization_id
+            and k.user_id::text = e.user_id and k.scope = any (p_scopes)
         where p_kind = 'user'
     ), figures as (
         select k.scope, p.ended, p.begun, k.feature, k.token_type, h.uses, h.tokens, h.waived,
@@ -3769,8 +3772,8 @@ begin
                 and s.token_type = k.token_type and s.at <= p.step
             order by s.at desc limit 1) as h
         union all
-        select scope, ended, begun, feature, token_type, sum(uses), sum(tokens), sum(waived),
-            sum(refunded)
+        select scope, ended, begun, feature, token_type, sum(sign * uses), sum(sign * tokens),
+            sum(sign * waived), sum(sign * refunded)
         from raw
         group by 1, 2, 3, 4, 5
     )
