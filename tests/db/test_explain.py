@@ -126,14 +126,23 @@ def history(tokens: Tokens, token_clock: TestClock, request: Any) -> History:
     return History(tokens, token_clock, random.Random(request.param), organization, member)  # noqa: S311
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("history", range(4), indirect=True)
 def test_after_any_history_the_sums_close_and_every_past_moment_is_known(
-    history: History, owner: psycopg.Connection
+    history: History, owner: psycopg.Connection, kept: bool
 ) -> None:
+    """Also where its charges are told from the rollups."""
     tokens, organization = history.tokens, history.organization
+    if kept:
+        owner.execute(
+            "insert into ai_token_usage_kept (scope, organization_id, closed_to) values (%s, %s, %s)",
+            (organization, organization, START),
+        )
     seen: list[tuple[datetime, dict[str, tuple[int, int, int, datetime]]]] = []
     for _ in range(STEPS):
         history.step()
+        if kept and history.chance.random() < 0.3:
+            tokens.close_usage()
         wallets = tokens.get_token_stats(organization).by_type
         now = {
             wallet.token_type: stored(wallet) for wallet in wallets if wallet.token_type in TYPES
@@ -159,6 +168,12 @@ def test_after_any_history_the_sums_close_and_every_past_moment_is_known(
     for token_type, moment, balance in rows:
         assert told(tokens, organization, token_type, moment).balance == balance
     assert tokens.verify().closed
+    if kept:
+        row = owner.execute(
+            "select closed_to from ai_token_usage_kept where plan is null"
+        ).fetchone()
+        assert row is not None
+        assert row[0] > START + timedelta(days=10)
 
 
 def test_the_movements_of_a_period_are_told_by_kind(

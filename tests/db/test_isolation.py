@@ -53,7 +53,6 @@ PURE = {
 READING = {
     "active_between",
     "bars",
-    "moved_organizations",
     "movers",
     "organization_rows",
     "organizations_between",
@@ -62,6 +61,7 @@ READING = {
     "refused_between",
     "run_outs",
     "sum_wallets",
+    "plans_changed",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -74,6 +74,7 @@ READING = {
     "usage_persons",
     "usage_plans",
     "usage_raw",
+    "usage_wallet",
     "wallets_closed_to",
 }
 

@@ -137,7 +137,6 @@ HASHES = {
 ROLLUPS = {
     "active_between",
     "bars",
-    "moved_organizations",
     "movers",
     "organizations_between",
     "organizations_by_wallets",
@@ -145,6 +144,7 @@ ROLLUPS = {
     "refused_between",
     "run_outs",
     "sum_wallets",
+    "plans_changed",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -157,6 +157,7 @@ ROLLUPS = {
     "usage_persons",
     "usage_plans",
     "usage_raw",
+    "usage_wallet",
     "wallets_closed_to",
 }
 MAY_EXECUTE = {

@@ -122,7 +122,7 @@ class ExplainReports(Asking):
             raise InvalidInput("at", "must have a time zone")
         rows = self._ask(
             "explain",
-            "story",
+            f"story{self._closed}",
             organization_id=as_uuid(organization_id, "organization_id"),
             token_type=inputs.text(token_type, "token_type"),
             at=at,

@@ -3930,6 +3930,44 @@ begin
 end
 $$;
 
+-- The charges of one wallet after its entry p_after, which was written at p_since, and up to p_until, itself
+-- included: by feature, of many charges from the sums. Entries of a wallet are in the order of time.
+create function tokenlib.usage_wallet(
+    p_organization uuid, p_type text, p_after bigint, p_since timestamptz, p_until timestamptz
+) returns table (feature text, uses bigint, tokens bigint, waived bigint)
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_lo timestamptz := date_bin('15 minutes', p_since, '2000-01-01 00:00Z') + interval '15 minutes';
+    v_closed timestamptz := (select closed_to from public.ai_token_usage_kept
+        where scope = p_organization);
+begin
+    if v_closed is null or v_lo >= least(v_closed, p_until) then
+        return query
+        select feature_used, count(*), sum(tokens_deducted)::bigint, sum(tokens_waived)::bigint
+        from public.ai_token_usage_log
+        where organization_id = p_organization and token_type = p_type and number > p_after
+            and created_at <= p_until
+        group by 1;
+        return;
+    end if;
+    return query
+    select feature, sum(uses)::bigint, sum(tokens)::bigint, sum(waived)::bigint
+    from (
+        select feature, token_type, uses, tokens, waived
+        from tokenlib.usage_parts('organization', array[p_organization], v_closed, v_lo,
+            p_until + interval '1 microsecond', null, 'UTC')
+        union all
+        select feature_used, token_type, 1, tokens_deducted, tokens_waived
+        from public.ai_token_usage_log
+        where created_at >= p_since and created_at < v_lo
+            and organization_id = p_organization and number > p_after
+    ) as each
+    where token_type = p_type and uses > 0
+    group by 1;
+end
+$$;
+
 -- One person in one organization or in each where they were charged: those of the last 90 days are known;
 -- for a longer time the log is read.
 create function tokenlib.usage_person(

@@ -151,7 +151,8 @@ begin
             'refused_between', 'wallets_closed_to', 'organizations_moved', 'sum_wallets', 'run_outs',
             'organizations_by_wallets',
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars',
-            'usage_parts', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans', 'moved_organizations') then
+            'usage_parts', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',
+            'usage_wallet', 'plans_changed') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);
         end if;

@@ -478,7 +478,9 @@ create table public.ai_token_usage_closed (
     windows_to timestamptz,                    -- what ai_token_usage_windows speaks of
     next_to timestamptz,
     next_xid xid8,
-    plans_xid xid8                             -- before it no plan differed from ai_token_usage_seen's
+    -- Before it no plan of so many organizations differed from the plan of ai_token_usage_seen.
+    plans_xid xid8,
+    plans_organizations bigint
 );
 
 -- Use since the beginning, as it stood at `at`: a window is the difference of two rows. organization_id
