@@ -135,7 +135,8 @@ def test_after_any_history_the_sums_close_and_every_past_moment_is_known(
     tokens, organization = history.tokens, history.organization
     if kept:
         owner.execute(
-            "insert into ai_token_usage_kept (scope, organization_id, closed_to) values (%s, %s, %s)",
+            "insert into ai_token_usage_kept (scope, organization_id, closed_to)"
+            " values (%s, %s, %s)",
             (organization, organization, START),
         )
     seen: list[tuple[datetime, dict[str, tuple[int, int, int, datetime]]]] = []

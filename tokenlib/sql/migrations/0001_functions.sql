@@ -3201,29 +3201,40 @@ begin
 end
 $$;
 
--- Organizations whose use the sums count to another plan than they have now: of the rows that were
--- written since nobody's differed, if p_late: so not one that was deleted in the last quarter of an hour.
--- What is older than two billion transactions has no age.
-create function tokenlib.moved_organizations(p_late boolean)
+-- Organizations whose use the sums count to another plan than they have now. If p_late only rows that
+-- were written since nobody's differed are compared: unless one is missing. What is older than two
+-- billion transactions has no age.
+create function tokenlib.plans_changed(p_late boolean)
 returns table (organization_id uuid, counted text, plan text)
 language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
 declare
-    v_age integer := (select age(plans_xid::xid) from public.ai_token_usage_closed);
+    v_age integer;
+    v_known bigint;
+    v_all bigint;
+    v_late uuid[];
 begin
+    select age(plans_xid::xid), plans_organizations into v_age, v_known
+    from public.ai_token_usage_closed;
     if p_late and v_age >= 0 then
-        return query
-        select n.organization_id, n.plan, coalesce(o.plan, '')
-        from (select id, o.plan from public.organizations o
-            where age(xmin) <= v_age or age(xmin) < 0 offset 0) as o
-        join public.ai_token_usage_seen n on n.organization_id = o.id
-        where n.plan <> coalesce(o.plan, '');
-    else
-        return query
-        select n.organization_id, n.plan, coalesce(o.plan, '')
-        from public.ai_token_usage_seen n
-        left join public.organizations o on o.id = n.organization_id
-        where n.plan <> coalesce(o.plan, '');
+        select count(*), array_agg(id) filter (where age(xmin) <= v_age or age(xmin) < 0)
+        into v_all, v_late
+        from public.organizations;
+        if v_all >= v_known then
+            return query
+            select n.organization_id, n.plan, coalesce(o.plan, '')
+            from unnest(v_late) as id
+            join public.organizations o using (id)
+            join public.ai_token_usage_seen n on n.organization_id = id
+            where n.plan <> coalesce(o.plan, '');
+            return;
+        end if;
     end if;
+    return query
+    select n.organization_id, n.plan, coalesce(o.plan, '')
+    from public.ai_token_usage_seen n
+    left join public.organizations o on o.id = n.organization_id
+    where n.plan <> coalesce(o.plan, '');
 end
 $$;
 
@@ -3241,7 +3252,7 @@ begin
     if v_from >= p_to then
         return;
     end if;
-    v_moved := array(select organization_id from tokenlib.moved_organizations(false));
+    v_moved := array(select organization_id from tokenlib.plans_changed(false));
     if v_moved <> '{}' and (date_bin('24 hours', v_from, '2000-01-01 00:00Z')
             < date_bin('24 hours', p_to, '2000-01-01 00:00Z')
         or (select sum(uses) from public.ai_token_usage_windows
@@ -3256,11 +3267,12 @@ begin
         where s.organization_id = k.scope and k.plan is not null
             and (v_from is null or s.at > v_from);
         update public.ai_token_usage_seen n set plan = m.plan
-        from tokenlib.moved_organizations(false) as m where m.organization_id = n.organization_id;
+        from tokenlib.plans_changed(false) as m where m.organization_id = n.organization_id;
         v_moved := '{}';
     end if;
     if v_moved = '{}' then
-        update public.ai_token_usage_closed set plans_xid = v_xid;
+        update public.ai_token_usage_closed set plans_xid = v_xid,
+            plans_organizations = (select count(*) from public.organizations);
     end if;
     perform tokenlib.fold_sums('plan', null, '15 minutes', coalesce(v_from, '-infinity'), p_to);
     insert into public.ai_token_usage_kept (scope, plan, closed_to)
@@ -3530,15 +3542,11 @@ begin
     delete from public.ai_token_usage_kept where plan is null or v_keep is null;
     update public.ai_token_usage_kept set closed_to = v_keep;
     delete from public.ai_token_usage_sums
-    where organization_id <> '00000000-0000-0000-0000-000000000000' or v_keep is null
-        or at > v_keep or not exists (select from public.ai_token_usage_closed);
-    delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep
-        or not exists (select from public.ai_token_usage_closed);
-    delete from public.ai_token_wallet_sums;
-    delete from public.ai_token_usage_kept;
     where v_keep is null or at > v_keep
         or organization_id <> '00000000-0000-0000-0000-000000000000'
         and organization_id not in (select scope from public.ai_token_usage_kept);
+    delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep;
+    delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_days;
@@ -4050,7 +4058,7 @@ begin
     end if;
     return query
     with moved as materialized (
-        select * from tokenlib.moved_organizations(true) as m
+        select * from tokenlib.plans_changed(true) as m
         where p_plan is null or p_plan in (m.counted, m.plan)
     ), figures as (
         select scope, start, feature, token_type, uses, tokens, waived, refunded
