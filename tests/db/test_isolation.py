@@ -48,6 +48,7 @@ PURE = {
     "event_hash",
     "legacy_hash",
     "clock",
+    "stricter",
 }
 # Functions that read as who asks: staff see everything through them, and others nothing.
 READING = {
@@ -61,6 +62,9 @@ READING = {
     "refused_between",
     "run_outs",
     "sum_wallets",
+    "hasty_hours",
+    "hasty_people",
+    "least_limits",
     "plans_changed",
     "top_usage",
     "usage_archived_to",

@@ -53,6 +53,7 @@ INTERNAL = {
     "ai_token_usage_active",
     "ai_token_usage_closed",
     "ai_token_usage_days",
+    "ai_token_usage_hasty",
     "ai_token_usage_kept",
     "ai_token_usage_pace",
     "ai_token_usage_seen",
@@ -143,7 +144,11 @@ ROLLUPS = {
     "organizations_moved",
     "refused_between",
     "run_outs",
+    "stricter",
     "sum_wallets",
+    "hasty_hours",
+    "hasty_people",
+    "least_limits",
     "plans_changed",
     "top_usage",
     "usage_archived_to",
@@ -204,6 +209,7 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute("insert into ai_token_usage_seen values (%s, now(), '')", NOBODY)
     owner.execute("insert into ai_token_usage_pace values (%s, 'general', 1)", NOBODY)
     owner.execute("insert into ai_token_usage_days values (%s, now(), 1)", NOBODY)
+    owner.execute("insert into ai_token_usage_hasty values (now(), %s, gen_random_uuid())", NOBODY)
     owner.execute(
         "insert into ai_token_wallet_sums values (%s, 1, 1, now(), null, 1, true, true)", NOBODY
     )

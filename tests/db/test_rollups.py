@@ -65,6 +65,7 @@ QUESTIONS: dict[str, Question] = {
     ),
     "spenders": lambda r, s, u, z: r.spenders(s, u, "organization", 5),
     "spenders, users": lambda r, s, u, z: r.spenders(s, u, "user", 5),
+    "abuse": lambda r, s, u, z: r.abuse(s, u),
     "overview": lambda r, s, u, z: r.overview(s, u, z),
     "movers": lambda r, s, u, z: r.movers(z, 5),
     "run_outs": lambda r, s, u, z: r.run_outs(u - s, 7),
@@ -105,6 +106,7 @@ OF_ONE: dict[str, Callable[[Reports, datetime, datetime, str, UUID], Any]] = {
         s, u, "user", "day", z, 2, organization_id=o
     ),
     "spenders": lambda r, s, u, z, o: r.spenders(s, u, "user", 5, o),
+    "abuse": lambda r, s, u, z, o: r.abuse(s, u, organization_id=o),
     "spenders, organizations": lambda r, s, u, z, o: r.spenders(s, u, limit=5, organization_id=o),
 }
 OF_A_PERSON: dict[str, Callable[[Reports, datetime, datetime, UUID, UUID], Any]] = {

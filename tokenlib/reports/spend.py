@@ -130,7 +130,7 @@ class SpendReports(Asking):
         return self._page(
             AbuseRow,
             "spend",
-            "abuse",
+            f"abuse{self._closed}",
             limit,
             **window(since, until),
             organization_id=id_or_none(organization_id, "organization_id"),

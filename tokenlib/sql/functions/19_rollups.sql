@@ -433,6 +433,7 @@ begin
         end if;
         if c.windows_to = c.closed_to then
             perform tokenlib.fold_kept(v_from, c.closed_to);
+            perform tokenlib.fold_hasty(c.closed_to);
         end if;
         if not behind then
             c.next_to := null;
@@ -473,7 +474,8 @@ begin
     end if;
     delete from public.ai_token_usage_closed where v_keep is null;
     update public.ai_token_usage_closed
-    set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null;
+    set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null, hasty_to = null;
+    delete from public.ai_token_usage_hasty;
     delete from public.ai_token_usage_kept where plan is null or v_keep is null;
     update public.ai_token_usage_kept set closed_to = v_keep;
     delete from public.ai_token_usage_sums

@@ -55,7 +55,7 @@ declare
         'ai_token_api_keys',
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
-        'ai_token_usage_pace', 'ai_token_usage_days', 'ai_token_wallet_sums', 'ai_token_refusal_sums',
+        'ai_token_usage_pace', 'ai_token_usage_days', 'ai_token_usage_hasty', 'ai_token_wallet_sums', 'ai_token_refusal_sums',
         'ai_token_archived_keys'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
@@ -152,7 +152,8 @@ begin
             'organizations_by_wallets',
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars',
             'usage_parts', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',
-            'usage_wallet', 'plans_changed') then
+            'usage_wallet', 'plans_changed', 'least_limits', 'stricter', 'hasty_hours',
+            'hasty_people') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);
         end if;

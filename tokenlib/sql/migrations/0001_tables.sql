@@ -480,7 +480,11 @@ create table public.ai_token_usage_closed (
     next_xid xid8,
     -- Before it no plan of so many organizations differed from the plan of ai_token_usage_seen.
     plans_xid xid8,
-    plans_organizations bigint
+    plans_organizations bigint,
+    -- What ai_token_usage_hasty holds: hours from … to, by the strictest limits of then.
+    hasty_from timestamptz,
+    hasty_to timestamptz,
+    hasty_limits numeric[]
 );
 
 -- Use since the beginning, as it stood at `at`: a window is the difference of two rows. organization_id
@@ -578,6 +582,14 @@ create table public.ai_token_usage_active (
     change bigint not null,
     active bigint,
     primary key (days, at)
+);
+
+-- Hours of the last nine days in which somebody may have gone beyond a limit of requests or tokens: few.
+create table public.ai_token_usage_hasty (
+    hour timestamptz not null,
+    organization_id uuid not null,
+    user_id uuid not null,
+    primary key (hour, organization_id, user_id)
 );
 
 -- When each organization was last charged, before closed_to, and the plan that its use is counted to in
