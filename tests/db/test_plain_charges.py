@@ -20,7 +20,7 @@ from tokenlib.testing import TestClock, TestDatabase
 
 Person = tuple[UUID, UUID]
 FEATURES = ("generate_goal", "generate_insight", "forecast_revenue")
-STEPS, CHARGES_EACH = 60, 4
+STEPS, CHARGES_EACH = 90, 3
 MINUTE = timedelta(minutes=1)
 
 GLANCE = "select * from tokenlib.deduct(%s, %s, %s, %s, %s, %s, %s, %s)"
@@ -73,10 +73,10 @@ class Life:
         organization, user = self.one(*self.people)
         who = {"actor": "somebody", "reason": "a test"}
         until = self.one(None, self.time() + self.one(-1, 1) * MINUTE)
-        mode = self.one("enforce", "enforce", "log_only", "off")
+        mode = self.one(*["enforce"] * 5, "log_only", "off")
         happens: list[Callable[[], object]] = [
             lambda: self.tokens.set_status(
-                organization, self.one("active", "active", "active", "suspended", "limited"), **who
+                organization, self.one(*["active"] * 5, "suspended", "limited"), **who
             ),
             lambda: self.tokens.pause_user(organization, user, self.chance.random() < 0.2, **who),
             lambda: self.tokens.change_plan(organization, self.one("pro", "enterprise")),
@@ -95,27 +95,36 @@ class Life:
             ),
             *[lambda: self.limit(self.one(None, organization))] * 4,
             lambda: self.tokens.failed_attempt(user, "a test"),
-            lambda: self.tokens.grant(
-                organization, self.one("shared", "goal_generation"), 30, source="a test",
-                idempotency_key=self.one(None, *self.keys),
-            ),
-            lambda: self.tokens.reserve(
-                organization, user, self.one(*FEATURES), idempotency_key=self.one(*self.keys),
-                hold_for=self.one(1, 60) * MINUTE,
-            ),
+            *[lambda: self.grant(organization)] * 3,
+            *[lambda: self.hold(organization, user)] * 4,
             lambda: self.archive(organization),
             lambda: self.keys.append(f"key {len(self.keys)}"),
-            lambda: self.clock.advance(self.one(1, 30, 300, 90_000) * timedelta(seconds=1)),
-            lambda: self.clock.advance(timedelta(seconds=self.one(2, 70))),
+            *[lambda: self.clock.advance(timedelta(seconds=self.one(1, 30, 70, 700, 3e6)))] * 6,
         ]  # fmt: skip
         with suppress(TokenlibError):
             self.chance.choice(happens)()
 
     def limit(self, organization: UUID | None) -> None:
         """For everyone or one organization; often above what comes."""
-        minute, seconds = self.one(None, 1, 3, 1000), self.one(None, 0, 0, 2.5)
+        minute, seconds = self.one(None, 2, 1000, 1000), self.one(None, 0, 0, 2.5)
         tokens, output, failed = self.one(None, 2, 1000), self.one(None, 100), self.one(None, 1, 3)
         self.root.execute(LIMITS, (organization, minute, seconds, tokens, output, failed))
+
+    def grant(self, organization: UUID) -> None:
+        """Now and then under the key of another request."""
+        kind = self.one("shared", "goal_generation", "general")
+        key = self.one(None, *self.keys)
+        self.tokens.grant(organization, kind, 100, source="a test", idempotency_key=key)
+
+    def hold(self, organization: UUID, user: UUID) -> None:
+        """Which the next charge may find over."""
+        self.tokens.reserve(
+            organization,
+            user,
+            self.one(*FEATURES),
+            idempotency_key=self.one(*self.keys),
+            hold_for=self.one(1, 20) * MINUTE,
+        )
 
     def archive(self, organization: UUID) -> None:
         """As if a charge with a key had been moved out of the log."""
@@ -136,9 +145,9 @@ class Life:
             self.one(*FEATURES * 6, "no such feature"),
             self.one(1, 1, 1, 2, 40),
             self.one(None, Jsonb({"a": 1, **units})),
-            self.one(None, str(uuid4()), str(uuid4()), self.keys[-1], *self.keys),
-            self.chance.random() < 0.6,
-            self.one(*[None] * 6, "enforce", "off"),
+            self.one(None, *[str(uuid4())] * 4, self.keys[-1], *self.keys[:3]),
+            self.chance.random() < 0.5,
+            self.one(*[None] * 12, "enforce", "off"),
         )
 
     def charged(self, statement: str, values: tuple[Any, ...]) -> tuple[Any, Any, bool]:
@@ -185,6 +194,6 @@ def test_a_charge_at_a_glance_is_the_one_that_the_rules_make(
             with root.transaction():
                 root.execute(GLANCE, life.request())
     assert tokens.verify().closed
-    assert seen["ok", False] > STEPS / 4, "few were charged at a glance"
+    assert seen["ok", False] > STEPS / 3, "few were charged at a glance"
     assert {status for status, decided in seen if not decided} == {"ok"}
     assert len(seen) > 5
