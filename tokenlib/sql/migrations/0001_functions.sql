@@ -1203,8 +1203,9 @@ begin
         into v_wallet, v_type, v_plan, v_cost, v_until, v_now
         from public.ai_token_features c
         join public.ai_tokens t on t.organization_id = p_organization and t.token_type = c.token_type
-        where c.feature = p_feature and (p_key is null or not exists (
-                select from public.ai_token_reservations
+        where c.feature = p_feature and t.event_number > 0 and t.balance >= c.cost * p_units
+            and (t.allowance = 0) is not true and (p_mode is null or p_mode = 'enforce')
+            and (p_key is null or not exists (select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
                     and state = 'held'))
         for no key update of t;
@@ -1219,8 +1220,7 @@ begin
                 log_hash = tokenlib.charge_hash(w.log_hash, 1::smallint, v_id, p_organization,
                     v_type, w.log_number + 1, p_user, p_feature, p_units, v_cost, 0,
                     w.balance - v_cost, null, 0, 0, p_key, v_hash, v_digest, v_now)
-            where w.organization_id = p_organization and w.id = v_wallet and w.event_number > 0
-                and w.due_at > v_now and w.balance >= v_cost and (w.allowance = 0) is not true
+            where w.organization_id = p_organization and w.id = v_wallet and w.due_at > v_now
                 and v_plan = (
                     select o.plan from public.organizations o
                     join public.ai_token_parameters p on p.only_row
@@ -1232,7 +1232,6 @@ begin
                         and (p.mode = 'enforce' or p.mode_until <= v_now)
                         and (s.mode is null or s.mode = 'enforce' or s.mode_until <= v_now)
                         and (s.status is null or s.status = 'active') and u.paused_at is null)
-                and (p_mode is null or p_mode = 'enforce')
                 and (p_key is null
                     or not exists (select from public.ai_token_usage_log
                         where organization_id = p_organization and idempotency_key = p_key)
