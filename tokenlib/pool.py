@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import cache, cached_property, partial
+from itertools import count
 from typing import Any, cast
 
 import psycopg
@@ -87,6 +88,11 @@ class Connection(psycopg.Connection[Any]):
                     self.execute(*first)
                 cursor.execute(statement, params, prepare=prepare)
             return cursor.fetchall()
+
+    @cached_property
+    def numbers(self) -> Iterator[int]:
+        """Of the statements that were prepared."""
+        return count()
 
     @cached_property
     def _statements(self) -> dict[str, _Statement]:
@@ -173,7 +179,7 @@ class _Statement:
         self._transformer = Transformer(connection)
         self._sql, self._order = _numbered(statement)
         self._formats = [PyFormat.AUTO] * len(self._order)
-        self._prepared: dict[tuple[int, ...], bytes] = {}  # names by the types of the parameters
+        self._prepared: dict[tuple[int, ...], bytes] = {}  # by the types of the parameters
 
     def ask(self, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Its rows; `names` are those of their columns."""
@@ -187,7 +193,8 @@ class _Statement:
         values = transformer.dump_sequence([params[name] for name in self._order], self._formats)
         types = transformer.types or ()
         if (prepared := self._prepared.get(types)) is None:
-            prepared = f"tokenlib_{id(self):x}_{len(self._prepared)}".encode()
+            # Numbered as psycopg's own: where another client shares the server's process it fails.
+            prepared = f"tokenlib_{next(self._connection.numbers)}".encode()
             pgconn.send_prepare(prepared, self._sql, types)
             self._answer(ExecStatus.COMMAND_OK)
             self._prepared[types] = prepared
