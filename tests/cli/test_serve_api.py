@@ -21,7 +21,7 @@ import httpx2
 import psutil
 import pytest
 
-from tests.cli.shell import Shell, free_port
+from tests.cli.shell import DELAYED_SECONDS, Shell, free_port
 from tokenlib.testing import TestDatabase
 from tokenlib.tokens import Tokens
 
@@ -232,13 +232,13 @@ def test_what_runs_is_answered_before_it_stops(
 def test_no_answer_waits_for_the_network(serve: Callable[[int], Served]) -> None:
     """Without TCP_NODELAY each answer on a shared socket takes 40 ms more, the quickest too."""
     served = serve(2)
-    times = []
     with httpx2.Client(base_url=served.url) as client:
-        for _ in range(30):
+        times: list[float] = []
+        while len(times) < 2 or min(times[1:]) >= DELAYED_SECONDS:
+            assert len(times) < 300
             began = time.monotonic()
             client.get("/health")
             times.append(time.monotonic() - began)
-    assert min(times[1:]) < 0.03
 
 
 def test_a_parent_that_is_killed_leaves_nobody_behind(serve: Callable[[int], Served]) -> None:

@@ -250,7 +250,7 @@ def holding(database: TestDatabase, organization: UUID) -> Iterator[None]:
 def test_a_stuck_wallet_ends_in_time_and_charges_nothing(
     pooler: Pooler, token_database: TestDatabase, pro: Person, ends: str, owner: psycopg.Connection
 ) -> None:
-    deadline = 0.3
+    deadline = 1.0
     if ends == "the login's lock_timeout":
         deadline = 60
         set_for_the_login(token_database, "lock_timeout = '300ms'")
@@ -285,7 +285,7 @@ def test_a_pooler_without_a_free_connection_is_given_up_in_time(
     pooler: Pooler, token_database: TestDatabase, pro: Person, owner: psycopg.Connection
 ) -> None:
     pgbouncer = pooler(1)
-    with gate(pgbouncer.url(token_database.url()), Retry(0.5)) as tokens:
+    with gate(pgbouncer.url(token_database.url()), Retry(1.0)) as tokens:
         tokens.database.check()
         with psycopg.connect(pgbouncer.conninfo(token_database.name)) as other:
             other.execute("select")
