@@ -109,8 +109,10 @@ _CONTROLS = """() => {
         one => one.tabIndex >= 0 && !one.disabled
             && one.checkVisibility({visibilityProperty: true}) && !one.closest('[inert]')
             && (!dialog || dialog.contains(one)));
-    // Tab comes to a group of options once; the arrows choose in it.
-    const group = one => one.role === 'radio' ? one.closest('[role=radiogroup]') : one;
+    // Tab comes to a group of options once; the arrows choose in it. A table hands the focus on to
+    // one of its cells, sooner or later.
+    const group = one => one.role === 'radio' ? one.closest('[role=radiogroup]')
+        : one.closest('canvas') ?? one;
     window.controls = [...new Set(tabbable.map(group))];
     const look = one => {
         const style = getComputedStyle(one);
@@ -129,7 +131,7 @@ _CONTROLS = """() => {
         still();
         const one = document.activeElement;
         // A table draws the ring around its cell itself, and one that scrolls shows its bar.
-        const own = one.tagName === 'CANVAS' || !window.before.has(group(one));
+        const own = group(one).tagName === 'CANVAS' || !window.before.has(group(one));
         return {
             place: window.controls.indexOf(group(one)),
             name: [one.tagName, one.ariaLabel || one.innerText?.slice(0, 40) || one.id,

@@ -31,9 +31,10 @@ FIRST = 72
 # A deep link's path could be the console's own root: Streamlit's page asks there first, and is told
 # that it is not. Nothing else may be missing.
 _PROBES = re.compile(r"/\w+/_stcore/(health|host-config)$")
-# Whether the server has drawn what the page asked for last. A page asks by a message of its own
-# kind, field 11 of a BackMsg; a run begins with field 4 of a ForwardMsg and ends with its field 6,
-# where 2 says that another run follows at once.
+# Whether the server has answered what the page asked for last. A page asks with field 11 of a
+# BackMsg; a run begins with field 4 of a ForwardMsg and ends with its field 6, where 2 says that
+# another follows at once. What a timer asks for is not waited for, nor for long what never begins:
+# the server drops what a part of the page asks for that is gone.
 _ASKING = """(() => {
     const fields = function* (data) {
         const bytes = new Uint8Array(data);
@@ -47,11 +48,13 @@ _ASKING = """(() => {
         };
         while (at < bytes.length) {
             const tag = number(), value = number();
-            if (tag % 8 === 2) at += value;
-            yield [Math.floor(tag / 8), value];
+            const inner = tag % 8 === 2 ? bytes.slice(at, at += value) : value;
+            yield [Math.floor(tag / 8), inner];
         }
     };
-    window.asked = 'asked';  // as the page does first
+    const by_timer = asked => [...fields(asked)].some(([field]) => field === 6);
+    window.asked = '';
+    window.ask = () => Object.assign(window, {asked: 'asked', asked_at: Date.now()});
     const heard = ({data}) => {
         for (const [field, value] of fields(data)) {
             if (field === 4 && window.asked === 'asked') window.asked = 'running';
@@ -64,17 +67,20 @@ _ASKING = """(() => {
             this.addEventListener('message', heard);
         }
         send(data) {
-            for (const [field] of fields(data)) if (field === 11) window.asked = 'asked';
+            for (const [field, asked] of fields(data))
+                if (field === 11 && !by_timer(asked)) window.ask();
             super.send(data);
         }
     };
+    window.ask();  // as the page does first
 })()"""
 _DRAWN = """() => {
     const app = document.querySelector('[data-testid=stApp]');
     const shown = name => [...document.querySelectorAll(`[data-testid=${name}]`)].filter(
         one => one.checkVisibility());
     const has = part => one => one.querySelector(part) !== null;
-    return !window.asked && app?.dataset.testScriptState === 'notRunning'
+    const answered = !window.asked || Date.now() - window.asked_at > 10_000;
+    return answered && app?.dataset.testScriptState === 'notRunning'
         && shown('stSkeleton').length === 0
         && shown('stDataFrame').every(has('canvas'))
         && shown('stVegaLiteChart').every(has('canvas, svg'));
