@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from tests.db.archiving import Old
 from tokenlib import Tokens
 from tokenlib.testing import TestClock, TestDatabase
 
@@ -54,3 +56,30 @@ def books_close(tokens: Tokens) -> Iterator[None]:
     found = tokens.verify()
     assert found.closed, found.problems
     assert found.wallets > 0
+
+
+@pytest.fixture
+def old(
+    tokens: Tokens,
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    join: Callable[[str], Person],
+    tmp_path: Path,
+) -> Old:
+    """Books that can be archived."""
+    token_clock.set(datetime(2026, 3, 1, 12, tzinfo=UTC))
+    pro, other = join("pro"), join("enterprise")
+    quest = "generate_goal"
+    first = tokens.deduct_tokens(*pro, quest, idempotency_key="first", metadata={"q": "Q1"})
+    second = tokens.deduct_tokens(*pro, quest)
+    tokens.refund(second, "unusable")
+    reservation = tokens.reserve(*pro, "generate_insight", 5, idempotency_key="held")
+    tokens.deduct(reservation, 3)
+    tokens.release(tokens.reserve(*pro, "generate_insight"))
+    for _ in range(8):
+        tokens.deduct_tokens(*other, "analyze_strategy")
+    token_clock.set(datetime(2026, 4, 15, tzinfo=UTC))
+    tokens.deduct_tokens(*pro, quest, idempotency_key="later")
+    tokens.deduct_tokens(*other, "generate_insight")
+    token_clock.set(datetime(2026, 7, 30, tzinfo=UTC))
+    return Old(tokens, token_database, tmp_path / "archive", pro, first, reservation)
