@@ -169,13 +169,15 @@ class History:
             if self.chance.random() < 0.2:
                 self.refuse(one, user, feature, at)
             if self.chance.random() < 0.2:
+                other = self.chance.choice(self.organizations)
+                self.settle(other, type_, at)
                 self.owner.execute(
                     "insert into ai_token_events (organization_id, token_type, number, after_log,"
                     " kind, balance_change, balance_after, effective_at, created_at, actor, data,"
                     " hash_version, hash) select %s, %s, 1000 + count(*), 0, 'refund', %s, 0, %s,"
                     " %s, 'A test', jsonb_build_object('feature', %s::text, 'user_id', %s::uuid),"
                     " 1, '' from ai_token_events",
-                    (one, type_, self.chance.randrange(1, 5), at, at, feature, user),
+                    (other, type_, self.chance.randrange(1, 5), at, at, feature, user),
                 )
 
     def settle(self, organization: UUID, token_type: str, at: datetime) -> None:

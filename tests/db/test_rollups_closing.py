@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from random import Random
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -14,11 +15,14 @@ import pytest
 
 from tests.db.conftest import Person
 from tokenlib import Tokens
+from tokenlib.db import statements
 from tokenlib.errors import InsufficientTokens, UnknownFeature
 from tokenlib.testing import TestClock, TestDatabase
 
 STEP = timedelta(minutes=5)
 CHARGE = "select * from tokenlib.deduct(%s, %s, 'generate_insight', 1, null, null, false, null)"
+
+TOO_MUCH = "select * from tokenlib.deduct(%s, %s, 'generate_goal', 999, null, null, false, null)"
 
 
 def charge(connection: psycopg.Connection, person: Person) -> UUID:
@@ -122,11 +126,41 @@ WRITERS, ROUNDS = 12, 60
 COMPARED = """
 select (select coalesce(sum(uses), 0) from tokenlib.usage_between(%(since)s, %(until)s, null)),
     (select coalesce(sum(tokens), 0) from tokenlib.usage_between(%(since)s, %(until)s, null)),
-    tokenlib.active_between(%(since)s, %(until)s)
+    tokenlib.active_between(%(since)s, %(until)s),
+    tokenlib.refused_between(%(since)s, %(until)s)
 union all
-select count(*), coalesce(sum(tokens_deducted), 0), count(distinct organization_id)
+select count(*), coalesce(sum(tokens_deducted), 0), count(distinct organization_id), (
+    select coalesce(sum(count), 0) from ai_token_refusals
+    where last_at >= %(since)s and last_at < %(until)s)
 from ai_token_usage_log where created_at >= %(since)s and created_at < %(until)s
 """
+WALLETS = [
+    ("overview", "run_outs_closed", "run_outs"),
+    ("organizations", "organizations_sorted", "organizations"),
+    ("organizations", "organizations_closed", "organizations"),
+]
+ASKED: dict[str, Any] = {
+    **dict.fromkeys(
+        ("ids", "organization_id", "pattern", "id_from", "id_to", "plan", "status", "level")
+    ),
+    "within": timedelta(days=365),
+    "near": None,
+    "sort": "total_used",
+    "descending": True,
+    "limit": 7,
+    "offset": 2,
+}
+
+
+def compare_wallets(reader: psycopg.Connection) -> None:
+    """What is kept and what came since, beside the wallets alone, in one snapshot."""
+    for noun, rolled, plain in WALLETS:
+        named = statements(noun)
+        both = f"with a as ({named[rolled]}), b as ({named[plain]}) "  # noqa: S608
+        statement = both + "select (select jsonb_agg(a) from a), (select jsonb_agg(b) from b)"
+        row = reader.execute(statement.encode(), ASKED).fetchone()
+        assert row is not None
+        assert row[0] == row[1], rolled
 
 
 def test_windows_are_right_while_twelve_write_and_one_closes(
@@ -148,6 +182,7 @@ def test_windows_are_right_while_twelve_write_and_one_closes(
                 with connection.transaction():
                     for _ in range(5):
                         made += connection.execute(CHARGE, person).rowcount
+                    connection.execute(TOO_MUCH, person)
         return made
 
     def close() -> set[datetime | None]:
@@ -172,6 +207,7 @@ def test_windows_are_right_while_twelve_write_and_one_closes(
                     window["until"] = max(window.values())
                 rolled, log = reader.execute(COMPARED, window).fetchall()
                 assert rolled == log, (number, window)
+                compare_wallets(reader)
         finally:
             done.set()
     assert sum(one.result() for one in written) > ROUNDS
