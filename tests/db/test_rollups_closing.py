@@ -156,8 +156,8 @@ def compare_wallets(reader: psycopg.Connection) -> None:
     """What is kept and what came since, beside the wallets alone, in one snapshot."""
     for noun, rolled, plain in WALLETS:
         named = statements(noun)
-        both = f"with a as ({named[rolled]}), b as ({named[plain]}) "  # noqa: S608
-        statement = both + "select (select jsonb_agg(a) from a), (select jsonb_agg(b) from b)"
+        both = f"with a as ({named[rolled]}), b as ({named[plain]})"
+        statement = f"{both} select (select jsonb_agg(a) from a), (select jsonb_agg(b) from b)"
         row = reader.execute(statement.encode(), ASKED).fetchone()
         assert row is not None
         assert row[0] == row[1], rolled
