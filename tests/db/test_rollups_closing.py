@@ -157,7 +157,7 @@ def compare_wallets(reader: psycopg.Connection) -> None:
     for noun, rolled, plain in WALLETS:
         named = statements(noun)
         both = f"with a as ({named[rolled]}), b as ({named[plain]})"
-        statement = f"{both} select (select jsonb_agg(a) from a), (select jsonb_agg(b) from b)"
+        statement = f"{both} select (select jsonb_agg(a) from a), (select jsonb_agg(b) from b)"  # noqa: S608
         row = reader.execute(statement.encode(), ASKED).fetchone()
         assert row is not None
         assert row[0] == row[1], rolled
