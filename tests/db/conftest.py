@@ -11,7 +11,10 @@ import psycopg
 import pytest
 
 from tests.db.archiving import Old
+from tests.db.crowd import Crowd
 from tokenlib import Tokens
+from tokenlib.db import Database
+from tokenlib.retry import Retry
 from tokenlib.testing import TestClock, TestDatabase
 
 Person = tuple[UUID, UUID]
@@ -83,3 +86,15 @@ def old(
     tokens.deduct_tokens(*other, "generate_insight")
     token_clock.set(datetime(2026, 7, 30, tzinfo=UTC))
     return Old(tokens, token_database, tmp_path / "archive", pro, first, reservation)
+
+
+@pytest.fixture
+def crowd(monkeypatch: pytest.MonkeyPatch) -> Crowd:
+    return Crowd(monkeypatch)
+
+
+@pytest.fixture
+def gate(token_database: TestDatabase) -> Iterator[Tokens]:
+    """A gate with connections for many threads, which asks again."""
+    with Tokens(Database(token_database.url(), pool_size=32, retry=Retry(deadline=60))) as tokens:
+        yield tokens
