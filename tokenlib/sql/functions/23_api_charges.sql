@@ -7,7 +7,9 @@ create function tokenlib.api_charges(
 )
 returns table (place bigint, locked boolean, caller_id uuid, token_type text, tokens bigint,
     balance bigint, created_at timestamptz)
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+-- As there: for lists of known length a plan of its own would look cheaper each time than it is to make.
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_places bigint[];

@@ -4494,7 +4494,8 @@ returns table (place bigint, locked boolean, token_type text, tokens bigint, bal
     created_at timestamptz)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 -- Lists of any length have one plan, by the indexes, and none is worth compiling.
-set enable_seqscan = off set plan_cache_mode = force_generic_plan set jit = off as $$
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+set jit = off as $$
 #variable_conflict use_column
 declare
     v_length constant integer := cardinality(p_ids);
@@ -4502,26 +4503,24 @@ declare
     v_now timestamptz;
     v_microseconds bigint;
     r record;
-    -- The wallets, with what was taken of each and where its log ends.
-    v_wallet uuid;                             -- in hand, the last one of these
-    v_wallets uuid[] := '{}';
-    v_owners uuid[] := '{}';
-    v_spent bigint[] := '{}';
-    v_ends bigint[] := '{}';
-    v_heads bytea[] := '{}';
-    v_last integer := 0;
+    -- The wallet in hand: what it has left, what was taken of it, and where its log ends.
+    v_wallet uuid;
     v_balance bigint;
+    v_taken bigint;
     v_number bigint;
     v_head bytea;
     v_counted uuid[];                          -- charged here already, by those whose requests count
-    -- What was charged, by place; no hash: nothing.
-    v_types text[] := array_fill(null::text, array[v_length]);
-    v_tokens bigint[] := array_fill(null::bigint, array[v_length]);
-    v_balances bigint[] := v_tokens;
-    v_numbers bigint[] := v_tokens;
-    v_requests bytea[] := array_fill(null::bytea, array[v_length]);
-    v_digests bytea[] := v_requests;
-    v_hashes bytea[] := v_requests;
+    -- What was charged, wallet after wallet.
+    v_places bigint[];
+    v_wallets uuid[];
+    v_takens bigint[];
+    v_types text[];
+    v_tokens bigint[];
+    v_balances bigint[];
+    v_numbers bigint[];
+    v_requests bytea[];
+    v_digests bytea[];
+    v_hashes bytea[];
 begin
     -- On Citus a charge belongs on the node of its organization: everybody asks alone.
     if current_setting('citus.propagate_set_commands', true) = 'local' then
@@ -4635,13 +4634,8 @@ begin
     loop
         if r.wallet is distinct from v_wallet then
             v_wallet := r.wallet;
-            v_last := v_last + 1;
-            v_wallets[v_last] := v_wallet;
-            v_owners[v_last] := r.organization;
-            v_spent[v_last] := 0;
-            v_ends[v_last] := r.log_number;
-            v_heads[v_last] := r.log_hash;
             v_balance := r.balance;
+            v_taken := 0;
             v_number := r.log_number;
             v_head := r.log_hash;
         end if;
@@ -4654,20 +4648,21 @@ begin
             v_counted := v_counted || r.member;
         end if;
         v_balance := v_balance - r.cost;
+        v_taken := v_taken + r.cost;
         v_number := v_number + 1;
         v_head := sha256(v_head || convert_to(json_build_array(1, r.id, r.organization, r.token_type,
             v_number, r.member, r.feature, r.units, r.cost, 0, v_balance, null, 0, 0, r.key,
             encode(r.request_hash, 'hex'), encode(r.digest, 'hex'), v_microseconds)::text, 'UTF8'));
-        v_spent[v_last] := v_spent[v_last] + r.cost;
-        v_ends[v_last] := v_number;
-        v_heads[v_last] := v_head;
-        v_types[r.place] := r.token_type;
-        v_tokens[r.place] := r.cost;
-        v_balances[r.place] := v_balance;
-        v_numbers[r.place] := v_number;
-        v_requests[r.place] := r.request_hash;
-        v_digests[r.place] := r.digest;
-        v_hashes[r.place] := v_head;
+        v_places := v_places || r.place;
+        v_wallets := v_wallets || v_wallet;
+        v_takens := v_takens || v_taken;
+        v_types := v_types || r.token_type;
+        v_tokens := v_tokens || r.cost;
+        v_balances := v_balances || v_balance;
+        v_numbers := v_numbers || v_number;
+        v_requests := v_requests || r.request_hash;
+        v_digests := v_digests || r.digest;
+        v_hashes := v_hashes || v_head;
         place := r.place;
         locked := false;
         token_type := r.token_type;
@@ -4676,20 +4671,20 @@ begin
         created_at := v_now;
         return next;
     end loop;
-    update public.ai_tokens t set balance = t.balance - v_spent[n],
-        total_used = t.total_used + v_spent[n], pending = t.pending + v_spent[n],
-        last_used_at = v_now, updated_at = v_now, last_entry_at = v_now,
-        log_number = v_ends[n], log_hash = v_heads[n]
-    from unnest(v_wallets) with ordinality as c (wallet, n)
-    where t.organization_id = v_owners[n] and t.id = wallet and t.log_number < v_ends[n];
+    -- What the last charge of a wallet has left of it.
+    update public.ai_tokens t set balance = v_balances[n], total_used = t.total_used + v_takens[n],
+        pending = t.pending + v_takens[n], last_used_at = v_now, updated_at = v_now,
+        last_entry_at = v_now, log_number = v_numbers[n], log_hash = v_hashes[n]
+    from unnest(v_places) with ordinality as c (place, n)
+    where v_wallets[n] is distinct from v_wallets[n + 1]
+        and t.organization_id = p_organizations[place] and t.id = v_wallets[n];
     insert into public.ai_token_usage_log (id, organization_id, user_id, token_type, feature_used,
         tokens_deducted, remaining_balance, metadata, created_at, number, units, idempotency_key,
         request_hash, metadata_digest, hash_version, hash)
-    select p_ids[n], p_organizations[n], p_users[n], v_types[n], p_features[n], v_tokens[n],
-        v_balances[n], p_metadata[n], v_now, v_numbers[n], p_units[n], p_keys[n], v_requests[n],
-        v_digests[n], 1, hash
-    from unnest(v_hashes) with ordinality as c (hash, n)
-    where hash is not null;
+    select p_ids[place], p_organizations[place], p_users[place], v_types[n], p_features[place],
+        v_tokens[n], v_balances[n], p_metadata[place], v_now, v_numbers[n], p_units[place],
+        p_keys[place], v_requests[n], v_digests[n], 1, v_hashes[n]
+    from unnest(v_places) with ordinality as c (place, n);
 end
 $$;
 -- Charges over HTTP in one commit, as tokenlib.deduct_many: each with the digest of an API key, or of a
@@ -4701,7 +4696,9 @@ create function tokenlib.api_charges(
 )
 returns table (place bigint, locked boolean, caller_id uuid, token_type text, tokens bigint,
     balance bigint, created_at timestamptz)
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+-- As there: for lists of known length a plan of its own would look cheaper each time than it is to make.
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_places bigint[];
