@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from starlette.routing import Mount
 from tests.api.callers import SETTINGS, claims, unsigned
 from tests.api.test_wire import serving
 from tokenlib.api import create_app
+from tokenlib.api.arrival import WITH_HEAD_SECONDS
 from tokenlib.api.guard import Guard
 from tokenlib.config import Settings
 from tokenlib.db import Database
@@ -166,15 +169,52 @@ def test_when_every_place_is_taken_the_no_comes_at_once(
             full = httpx2.get(f"{base}/catalog", headers=world.member, timeout=60)
             elapsed = time.monotonic() - began
             alive = httpx2.get(f"{base}/health", timeout=60)
+            ready = httpx2.get(f"{base}/ready", timeout=60)
         for thread in busy:
             thread.join(60)
     assert (full.status_code, full.json()["code"]) == (503, "busy")
     assert full.headers["retry-after"] == "1"
     assert elapsed < 5  # while both places stay taken
     assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ok"})
     assert statuses == [201, 201]
     again = httpx2.get(f"{base}/catalog", headers=world.member, timeout=60)
     assert again.status_code == 200
+
+
+def test_who_is_nobody_takes_no_place_with_a_body_that_does_not_come(
+    tokens: Tokens, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard.__init__, "__defaults__", (600.0,))
+    app = create_app(lambda: tokens, Settings(data_dir=tmp_path, api_places=2, **SETTINGS))
+    head = (
+        f"POST /api/v1{world.path}/charges HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {new_secret()}\r\nIdempotency-Key: slow\r\n"
+        "Content-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    )
+    with (
+        serving(Starlette(routes=[Mount("/api", app=app)])) as port,
+        ExitStack() as held,
+    ):
+        callers = [
+            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            for _ in range(2)
+        ]
+        for caller in callers:
+            caller.sendall(head.encode())
+        for caller in callers:
+            assert caller.recv(10_000).startswith(b"HTTP/1.1 401")
+        # A body that is late, from somebody who is known, is waited for.
+        body = json.dumps({"feature": "generate_insight", "userId": str(world.user)}).encode()
+        head = head.replace("Content-Length: 50", f"Content-Length: {len(body)}")
+        for name in ("at once", "late"):
+            known = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            said = re.sub("Bearer .*", world.keys["own"]["Authorization"] + "\r", head)
+            known.sendall(said.replace("slow", name).encode())
+            if name == "late":
+                time.sleep(2 * WITH_HEAD_SECONDS)  # right also where it is too short
+            known.sendall(body)
+            assert known.recv(10_000).startswith(b"HTTP/1.1 201"), name
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(

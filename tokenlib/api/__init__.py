@@ -56,6 +56,7 @@ def create_app(get_tokens: Callable[[], Tokens], settings: Settings) -> FastAPI:
         authentication=api.state.authentication,
         routes=api.routes,
     )
+    api.state.readiness = operating.Readiness(get_tokens)
     api.state.requests = Requests()
     api.add_middleware(Guard, places=settings.api_places, requests=api.state.requests)
     return api

@@ -18,16 +18,16 @@ from fastapi import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tokenlib.api.arrival import MAX_BODY_BYTES, arrived
 from tokenlib.api.counts import Requests
 from tokenlib.api.errors import BUSY, failed, problem, request_id
 from tokenlib.latency import pace
 
-MAX_BODY_BYTES = 65_536
 BODY_SECONDS = 10.0
 _RETRY_SECONDS = 1
 
-# Answers while every place is taken: whether the process lives is no question of load.
-_ALWAYS = "/v1/health"
+# They need no place and take none: whether the process lives and can serve is no question of load.
+_ALWAYS = ("/v1/health", "/v1/ready")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _HEADERS = (
     (b"cache-control", b"no-store"),
@@ -84,9 +84,11 @@ class Guard:
                 message["headers"] = headers
             await send(message)
 
-        self._taken += 1
+        receive = await arrived(scope, receive)
+        place = path not in _ALWAYS
+        self._taken += place
         try:
-            if self._taken > self._places and path != _ALWAYS:
+            if place and self._taken > self._places:
                 busy = problem(
                     503, "busy", BUSY, {"Retry-After": str(_RETRY_SECONDS)}, outcome="not_charged"
                 )
@@ -101,7 +103,7 @@ class Guard:
             self.log.error("API request %s failed: %s", name, error, exc_info=error)
             await failed(path)(scope, receive, send_guarded)
         finally:
-            self._taken -= 1
+            self._taken -= place
             self._say(scope, name, status, time.perf_counter() - began)
             request_id.reset(reset)
 

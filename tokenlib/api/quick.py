@@ -2,7 +2,8 @@
 
 Plain ASGI, before FastAPI's routes. The database decides key, scope, organization, limits and
 charge in one function. Whatever it does not charge (a key with limits of its own, a repetition, a
-refusal, a mistake) goes on to the route, which decides it anew and says what is wrong.
+refusal, a mistake) goes on to the route, which decides it anew and says what is wrong. So does a
+body that did not come with its head: the route knows who calls before it waits for one.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 from pydantic import ValidationError
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tokenlib.api.arrival import whole_body
 from tokenlib.api.auth import Authentication, Caller
 from tokenlib.api.charges import Charges
 from tokenlib.api.errors import OLD_PATHS, tokenlib_error
@@ -50,7 +52,7 @@ class Plain:
 
 
 class Quick:
-    """Makes plain charges; passes on the rest, with the body that was read."""
+    """Makes plain charges; passes on the rest."""
 
     def __init__(
         self,
@@ -87,20 +89,19 @@ class Quick:
         receive: Receive,
         send: Send,
     ) -> None:
-        reading = read(scope, organization)
-        if reading is None:
+        content = whole_body(scope)
+        reading = None if content is None else read(scope, organization)
+        if content is None or reading is None:
             await self._app(scope, receive, send)
             return
-        body = Body(receive)
-        content = await body.read()
-        plain = None if content is None else self._plain(reading, content)
+        plain = self._plain(reading, content)
         try:
             row = None if plain is None else await self._charges.ask(plain.request)
         except TokenlibError as error:
             await (await tokenlib_error(Request(scope), error))(scope, receive, send)
             return
         if plain is None or row is None:
-            await self._app(scope, body.receive, send)
+            await self._app(scope, receive, send)
             return
         scope["route"] = self._routes[name]
         caller = Caller(row["caller_id"], "person" if plain.request["digest"] is None else "key")
@@ -179,42 +180,6 @@ class Quick:
             return Plain(request, 200, _deducted)
 
         return reading
-
-
-class Body:
-    """The body of a request, which can be read once more."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._content = b""
-        self._instead: Message | HTTPException | None = None
-        self._again = False
-
-    async def read(self) -> bytes | None:
-        """All of it; None when it does not come."""
-        try:
-            while True:
-                message = await self._receive()
-                if message["type"] != "http.request":
-                    self._instead = message
-                    return None
-                self._content += message.get("body", b"")
-                if not message.get("more_body", False):
-                    return self._content
-        except HTTPException as error:
-            self._instead = error
-            return None
-
-    async def receive(self) -> Message:
-        """What was read, whole; or what came instead of it."""
-        if isinstance(self._instead, HTTPException):
-            raise self._instead
-        if self._instead is not None:
-            return self._instead
-        if self._again:
-            return await self._receive()
-        self._again = True
-        return {"type": "http.request", "body": self._content, "more_body": False}
 
 
 def _head(scope: Scope) -> dict[bytes, bytes]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
@@ -9,6 +13,26 @@ from tokenlib.api import docs, metrics
 from tokenlib.api import schemas as s
 from tokenlib.api.door import Door, Read, door, named
 from tokenlib.errors import TokenlibError
+from tokenlib.tokens import Tokens
+
+
+class Readiness:
+    """Asks the database whether it is ready, once for all who want to know at the time."""
+
+    def __init__(self, get_tokens: Callable[[], Tokens]) -> None:
+        self._get_tokens = get_tokens
+        self._thread = ThreadPoolExecutor(1, "tokenlib-ready")
+        self._asked: asyncio.Future[None] | None = None
+
+    async def check(self) -> None:
+        """Raise what `Database.check` raises."""
+        if self._asked is None or self._asked.done():
+            loop = asyncio.get_running_loop()
+            self._asked = loop.run_in_executor(
+                self._thread, lambda: self._get_tokens().database.check()
+            )
+        await asyncio.shield(self._asked)  # one who leaves takes nobody's answer along
+
 
 router = APIRouter(
     prefix="/v1", tags=["Operating"], route_class=Door, generate_unique_id_function=named
@@ -27,10 +51,10 @@ async def health() -> s.Health:
     openapi_extra=door("nobody"),
     responses={503: {"model": s.Health, "description": "It cannot serve now."}},
 )
-def ready(request: Request, response: Response) -> s.Health:
+async def ready(request: Request, response: Response) -> s.Health:
     """Whether it can serve: the database answers and is migrated. Says no more than that."""
     try:
-        request.app.state.get_tokens().database.check()
+        await request.app.state.readiness.check()
     except TokenlibError:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
