@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Literal
 
 import sqlalchemy as sa
 
 from tokenlib import latency
-from tokenlib.db import Database, statements
+from tokenlib.db import Database, Row, statements
 from tokenlib.domain import Feature
 from tokenlib.errors import ConfigurationError, LoginRefused, PermissionDenied, TokenlibError
 from tokenlib.reports import Reports
@@ -148,20 +148,39 @@ def _login(database: Database) -> Check:
 
 
 def _switch(database: Database) -> Check:
-    """Information: also an own enforce that differs from nothing now, but will in an emergency."""
-    modes = {
-        row["organization_id"]: row["mode"] for row in database.rows(statements("doctor")["modes"])
-    }
+    """A warning while anybody's AI is free. Else information: an own enforce differs from nothing
+    now, but will in an emergency."""
+    modes = {row["organization_id"]: row for row in database.rows(statements("doctor")["modes"])}
     everyone = modes.pop(None)
-    detail = f"{everyone} for everyone"
-    if not modes:
-        return Check("switch", "ok", f"{detail}, no organization has a mode of its own")
-    own = _listed([f"{organization_id} ({mode})" for organization_id, mode in modes.items()])
-    way_out = (
-        "Everyone's switch does not reach a mode of its own. To take it away:"
-        " select tokenlib.set_mode('…', 'enforce', now(), 'who', 'why');"
-    )
-    return Check("switch", "ok", f"{detail}; with a mode of its own: {own}", way_out)
+    detail = f"{_mode(everyone)} for everyone"
+    ways = []
+    if free := everyone["mode"] != "enforce":
+        ways.append(
+            "Nobody's balance pays for AI meanwhile. To end that:"
+            " select tokenlib.set_mode(null, 'enforce', null, 'who', 'why');"
+        )
+    if modes:
+        own = _listed(
+            [f"{organization_id} ({_mode(row)})" for organization_id, row in modes.items()]
+        )
+        detail += f"; with a mode of its own: {own}"
+        ways.append(
+            "Everyone's switch does not reach a mode of its own. To take it away:"
+            " select tokenlib.set_mode('…', 'enforce', now(), 'who', 'why');"
+        )
+        free = free or any(row["mode"] != "enforce" for row in modes.values())
+    else:
+        detail += ", no organization has a mode of its own"
+    return Check("switch", "warning" if free else "ok", detail, " ".join(ways))
+
+
+def _mode(row: Row) -> str:
+    """Enforce is how it should be: until when is of interest for what ends."""
+    if row["mode"] == "enforce" and row["until"] is None:
+        return "enforce"
+    until = row["until"]
+    ends = "taken back" if until is None else f"{until.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{row['mode']} until {ends}"
 
 
 def _books(reports: Reports) -> Iterator[Check]:

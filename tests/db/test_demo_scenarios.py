@@ -41,6 +41,7 @@ def test_reset_undoes_whatever_was_done_to_a_scenario(small: Demo) -> None:
     tokens.reserve(organization, user, "generate_goal")
     tokens.change_plan(organization, "starter")
     tokens.set_mode("log_only", organization, actor="test", reason="test")
+    tokens.set_mode("log_only", until=soon, actor="test", reason="test")
     tokens.pause_user(organization, user, actor="test", reason="test")
     tokens.set_status(organization, "suspended", actor="test", reason="test")
     paused = SCENARIOS["paused"].organization_id
@@ -49,6 +50,7 @@ def test_reset_undoes_whatever_was_done_to_a_scenario(small: Demo) -> None:
 
     demo.reset(small.database.url(OWNER), tokens)
 
+    assert tokens.switch_state().settings == ()
     wallets = {b.token_type: b for b in tokens.get_all_token_balances(organization)}
     assert {
         token_type: (b.balance, b.reserved, b.total_used, b.total_allocated)

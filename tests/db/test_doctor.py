@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 
 import psycopg
@@ -16,7 +17,7 @@ from tokenlib.db import Database
 from tokenlib.doctor import Check, examine
 from tokenlib.embedded import SUPERUSER, Embedded
 from tokenlib.snapshot import Schema, packaged
-from tokenlib.testing import TestDatabase
+from tokenlib.testing import TestClock, TestDatabase
 
 OWNER, SERVICE = "tokenlib_owner", "tokenlib_service"
 
@@ -290,6 +291,31 @@ def test_a_mode_that_is_an_organization_s_own_is_told(
     with token_database.connect() as service:
         service.execute(statement.replace("now()", "tokenlib.clock()").encode())
     assert switch() == nobody
+
+
+def test_a_switch_that_lets_charges_through_is_a_warning(
+    tokens: Tokens, token_database: TestDatabase, token_clock: TestClock
+) -> None:
+    def switch() -> Check:
+        [found] = [check for check in examine(tokens) if check.name == "switch"]
+        return found
+
+    ends = token_clock.now() + timedelta(hours=1)
+    tokens.set_mode("log_only", until=ends, actor="on call", reason="an incident")
+    told = switch()
+    assert told.status == "warning"
+    assert told.detail.startswith(f"log_only until {ends:%Y-%m-%d %H:%M} UTC for everyone")
+    with token_database.connect() as service:
+        service.execute(told.way_out[told.way_out.index("select ") :].encode())
+    assert switch().status == "ok"
+    tokens.set_mode("off", actor="on call", reason="an incident")
+    assert switch().detail.startswith("off until taken back for everyone")
+    tokens.set_mode("enforce", actor="on call", reason="it is over")
+    organization = tokens.create_organization("Acme", "pro")
+    tokens.set_mode("log_only", organization, until=ends, actor="on call", reason="a launch")
+    assert switch().status == "warning"
+    token_clock.advance(timedelta(hours=1))
+    assert switch().status == "ok"
 
 
 def test_the_way_out_for_a_constraint_brings_it_back(plain: TestDatabase) -> None:

@@ -22,8 +22,8 @@ def reset(owner_url: str, tokens: Tokens) -> None:
     keep their ids, and `verify` holds. New organizations at each reset, the other honest way, would
     have filled every list with the old ones.
 
-    Plan, contract, status, pauses, limits, switch and quests are put back too. The rest of the demo
-    is left alone. Raises ConfigurationError where no demo was loaded.
+    Plan, contract, status, pauses, limits, switch (everyone's, too) and quests are put back. The
+    rest of the demo is left alone. Raises ConfigurationError where no demo was loaded.
     """
     load, named = statements("load", "demo"), statements("reset", "demo")
     actor = str(PERSONAS["admin"].user_id)
@@ -51,6 +51,7 @@ def reset(owner_url: str, tokens: Tokens) -> None:
             for step in (
                 "resume_members",
                 "clear_switch",
+                "clear_switch_for_everyone",
                 "clear_limits",
                 "expire_grants",
                 "drop_scheduled_grants",

@@ -41,6 +41,11 @@ from public.ai_token_organization_settings
 where organization_id = any(%(ids)s) and mode is not null
     and (mode_until is null or mode_until > tokenlib.clock())
 
+-- name: clear_switch_for_everyone
+select tokenlib.set_mode(null, 'enforce', null, %(actor)s, 'demo reset')
+from public.ai_token_parameters
+where mode <> 'enforce' and (mode_until is null or mode_until > tokenlib.clock())
+
 -- name: clear_limits
 delete from public.ai_token_limits where organization_id = any(%(ids)s)
 

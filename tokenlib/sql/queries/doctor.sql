@@ -19,12 +19,13 @@ left join pg_catalog.pg_roles s on s.rolname = 'service_role'
 where r.rolname = session_user
 
 -- name: modes
--- Everyone's mode as it is now, first, and each mode that is an organization's own.
+-- Everyone's mode as it is now, first, and each mode that is an organization's own, until when.
 select null::uuid as organization_id,
-    case when mode_until is null or mode_until > tokenlib.clock() then mode else 'enforce' end as mode
+    case when mode_until is null or mode_until > tokenlib.clock() then mode else 'enforce' end as mode,
+    case when mode_until > tokenlib.clock() then mode_until end as until
 from public.ai_token_parameters
 union all
-(select organization_id, mode from public.ai_token_organization_settings
+(select organization_id, mode, mode_until from public.ai_token_organization_settings
 where mode is not null and (mode_until is null or mode_until > tokenlib.clock())
 order by organization_id)
 
