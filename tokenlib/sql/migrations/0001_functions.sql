@@ -5260,11 +5260,15 @@ begin
 end
 $$;
 
--- Of some organizations, or of everybody; the thresholds of domain.level, the worst wallet speaks.
+-- Of some organizations, or of everybody; the thresholds of domain.level, the worst wallet speaks. Rows as
+-- in ai_token_wallet_sums, column by column: on Citus that table is on one node, and this on all.
 create function tokenlib.sum_wallets(p_organizations uuid[])
-returns setof public.ai_token_wallet_sums
+returns table (organization_id uuid, balance bigint, total_used bigint, refresh_date timestamptz,
+    last_used_at timestamptz, rank smallint, near_80 boolean, near_100 boolean, least_plan text,
+    most_plan text)
 language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
 begin
     return query
     select a.organization_id, sum(a.balance)::bigint, sum(a.total_used)::bigint,
