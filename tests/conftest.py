@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.serving import SHARED
@@ -24,10 +25,18 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bundled: about the bundled PostgreSQL, whatever else runs")
     config.addinivalue_line("markers", "one_node: looks at what one server has, not a Citus")
     if SHARED not in os.environ:  # else this is a process of a run that has one
-        shared = Path(tempfile.mkdtemp(prefix="tokenlib-shared-"))
+        clear_what_ended()
+        shared = Path(tempfile.mkdtemp(prefix=f"tokenlib-shared-{os.getpid()}-"))
         shared.chmod(0o711)  # when root runs, the database's user passes through
         os.environ[SHARED] = str(shared)
         config.add_cleanup(lambda: shutil.rmtree(shared))
+
+
+def clear_what_ended() -> None:
+    """Remove what runs shared that were killed before they could do so themselves."""
+    for left in Path(tempfile.gettempdir()).glob("tokenlib-shared-*-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @pytest.fixture
