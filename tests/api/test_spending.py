@@ -146,9 +146,95 @@ def test_the_first_answer_comes_again(
     again = api.post(path, world.member, key="charge 1")
     assert again.json() == charged.json()
     assert again.headers["idempotency-replayed"] == "true"
-    # Also after it is over the hold's first answer stands, and nothing new is held.
-    assert hold() == (first[0], first[1], "true")
     assert balance(tokens, world) == 14
+
+
+NAMES = pytest.mark.parametrize("named", [False, True], ids=["no id", "the same id"])
+
+
+@NAMES
+def test_a_hold_that_was_charged_is_not_made_again(
+    api: Api, world: World, token_clock: TestClock, books: Books, named: bool
+) -> None:
+    """Else whoever lost an answer would run the model again for one charge."""
+    path, name = f"{world.path}/reservations", {"id": str(uuid4())} if named else {}
+    body: dict[str, Any] = {"feature": "generate_goal", "units": 2, **name}
+    held = api.post(path, world.member, key="quest", **body).json()
+    charged = api.post(f"{path}/{held['id']}/deduct", world.member, key="quest-deduct").json()
+    before = books()
+    # At once, within the 3 seconds between two requests: a question counts for no limit.
+    for _ in range(2):
+        again = api.post(path, world.member, key="quest", **body)
+        assert (again.status_code, again.json()["code"]) == (409, "already_spent")
+        assert again.json()["usage"]["tokensDeducted"] == charged["tokensDeducted"] == 6
+        assert "idempotency-replayed" not in again.headers
+    assert books() == before
+
+
+def test_what_was_charged_is_told_though_the_key_may_not_ask_again(
+    api: Api, world: World, tokens: Tokens
+) -> None:
+    made = tokens.staff_create_key(
+        world.admin, "One a minute", ["spend"], requests_per_minute=1, reason="a test"
+    )
+    who = {"Authorization": f"Bearer {made.secret}"}
+    path, body = f"{world.path}/reservations", {"feature": "generate_goal"}
+    held = api.post(path, who, key="quest", **body, userId=str(world.user)).json()
+    assert api.post(f"{path}/{held['id']}/deduct", who).is_success
+    again = api.post(path, who, key="quest", **body, userId=str(world.user))
+    assert (again.status_code, again.json()["code"]) == (409, "already_spent")
+    assert api.post(path, who, **body, userId=str(world.user)).status_code == 429
+
+
+@NAMES
+@pytest.mark.parametrize("end", ["released", "expired"])
+def test_a_hold_that_is_over_frees_its_key(
+    api: Api, world: World, tokens: Tokens, token_clock: TestClock, end: str, named: bool
+) -> None:
+    path, name = f"{world.path}/reservations", {"id": str(uuid4())} if named else {}
+    body: dict[str, Any] = {"feature": "generate_goal", "holdSeconds": 60, **name}
+    first = api.post(path, world.keys["own"], key="quest", **body, userId=str(world.user)).json()
+    if end == "released":
+        assert api.post(f"{path}/{first['id']}/release", world.keys["own"]).is_success
+    else:
+        token_clock.advance(timedelta(seconds=60))
+    fresh = api.post(path, world.keys["own"], key="quest", **body, userId=str(world.user))
+    assert fresh.status_code == 201
+    assert "idempotency-replayed" not in fresh.headers
+    assert fresh.json()["id"] != first["id"]
+    assert balance(tokens, world) == 17
+    # From now on this one is meant.
+    again = api.post(path, world.keys["own"], key="quest", **body, userId=str(world.user))
+    if not named:
+        assert (again.json(), again.headers["idempotency-replayed"]) == (fresh.json(), "true")
+    ended = api.post(f"{path}/{fresh.json()['id']}/deduct", world.keys["own"])
+    assert ended.json()["remainingBalance"] == 17
+
+
+def test_a_name_stands_for_one_hold(api: Api, world: World, books: Books) -> None:
+    path, name = f"{world.path}/reservations", str(uuid4())
+    body: dict[str, Any] = {"feature": "generate_goal", "userId": str(world.user), "id": name}
+    assert api.post(path, world.keys["own"], key="quest 1", **body).json()["id"] == name
+    before = books()
+    for feature in ("generate_goal", "generate_insight"):
+        taken = api.post(path, world.keys["own"], key="quest 2", **body | {"feature": feature})
+        assert (taken.status_code, taken.json()["code"]) == (422, "idempotency_conflict")
+        assert taken.json()["errors"][0]["field"] == "id"
+    assert books() == before
+
+
+def test_a_name_that_many_want_at_once_is_one_s(api: Api, world: World) -> None:
+    name, path = str(uuid4()), f"{world.path}/reservations"
+
+    def hold(number: int) -> tuple[int, str]:
+        feature = ("generate_goal", "generate_insight")[number % 2]
+        body = {"feature": feature, "id": name, "userId": str(world.user)}
+        answer = api.post(path, world.keys["own"], key=f"quest {number}", **body)
+        return answer.status_code, answer.json().get("code", "held")
+
+    with ThreadPoolExecutor(6) as callers:
+        said = sorted(callers.map(hold, range(6)))
+    assert said == [(201, "held")] + [(422, "idempotency_conflict")] * 5
 
 
 def test_a_key_stands_for_one_request(api: Api, world: World, tokens: Tokens) -> None:

@@ -23,7 +23,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tokenlib import answers
 from tokenlib.api.auth import Authentication, Caller
-from tokenlib.api.errors import OLD_PATHS, InFlight, MissingScope, NotYours, problem
+from tokenlib.api.errors import OLD_PATHS, InFlight, MissingScope, NameTaken, NotYours, problem
 from tokenlib.api.strict import StrictRequest, check, credentials_once
 from tokenlib.db import Row, statements
 from tokenlib.domain import Balance, Scope, plain
@@ -192,7 +192,7 @@ class Writing(Reading):
     ) -> Row:
         """Do it, or give the first answer again. `unique` is new in each attempt: no replay has it.
 
-        Raises NotYours, InFlight, IdempotencyConflict, and what the verb raises.
+        Raises NotYours, InFlight, NameTaken, IdempotencyConflict, and what the verb raises.
         """
         asked = plain({"verb": verb, "organization": organization_id, "user": user, **args})
         canonical = json.dumps(asked, sort_keys=True, ensure_ascii=True)
@@ -217,6 +217,8 @@ class Writing(Reading):
                 raise NotYours
             case "in_flight":
                 raise InFlight
+            case "conflict" if row["text"] == "id":
+                raise NameTaken
             case _:
                 raise self._refusal({**args, **_said(row)})
         if row["replayed"]:

@@ -112,7 +112,7 @@ CODES = {
     "api_key_over": (409, "The API key is revoked or has expired."),
     "too_large": (413, "The body is larger than 64 KiB."),
     "unsupported_media_type": (415, "The body is not UTF-8 JSON, or does not say so."),
-    "idempotency_conflict": (422, "The Idempotency-Key was used for another request."),
+    "idempotency_conflict": (422, "The Idempotency-Key, or the id, was used for another request."),
     "rate_limited": (429, "A limit was reached; Retry-After says when, if it helps."),
     "failed": (500, "The server failed; try again later, with the same Idempotency-Key."),
     "busy": (503, "Every place is taken; Retry-After says when to try again."),
@@ -149,6 +149,17 @@ class InFlight(TokenlibError):
 
     def __init__(self) -> None:
         super().__init__("A call with this Idempotency-Key is still running. Try again shortly.")
+
+
+class NameTaken(TokenlibError):
+    """The id that a hold should get is that of a hold under another Idempotency-Key."""
+
+    code = "idempotency_conflict"
+    status = 422
+
+    def __init__(self) -> None:
+        said = "is the name of another hold: send a new one, or none"
+        super().__init__(f"id {said}.", errors=[{"field": "id", "problem": said}])
 
 
 class MissingScope(TokenlibError):

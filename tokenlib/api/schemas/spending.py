@@ -46,7 +46,8 @@ class ReservationQuestion(_Spend):
     id: UUID | None = Field(
         None,
         description="Your name for the hold, new for each call and the same in its repetitions: the"
-        " same Idempotency-Key in another call is then told `in_progress` or `already_spent`.",
+        " same Idempotency-Key in another call is then told `in_progress`. 422 where another hold"
+        " has it.",
     )
 
 

@@ -188,6 +188,7 @@ declare
     v_standing text;
     v_actor uuid := p_caller;
     v_done public.ai_token_api_requests;
+    v_state text;                              -- of the hold that was made under the key
     v_limits boolean := true;
     v_reason text := p_args ->> 'reason';
     v_now timestamptz;
@@ -252,13 +253,21 @@ begin
         if v_done.request_hash <> p_hash then
             a.status := 'conflict';
             return;
-        elsif p_verb <> 'reserve' or p_args ->> 'id' is null
-            or (p_args ->> 'id')::uuid = v_done.subject_id then
+        elsif p_verb = 'reserve' then
+            select case when state = 'held' and expires_at <= tokenlib.clock() then 'expired'
+                else state end
+            into v_state
+            from public.ai_token_reservations
+            where organization_id = p_organization and id = v_done.subject_id;
+        end if;
+        -- A hold has a first answer while it lives. Afterwards the gate says what came of it: else the
+        -- AI call would run again for one charge. So it does for a call that names another hold.
+        if p_verb <> 'reserve' or (v_state = 'held'
+            and coalesce((p_args ->> 'id')::uuid, v_done.subject_id) = v_done.subject_id) then
             a := jsonb_populate_record(null::tokenlib.answer, v_done.answer);
             a.replayed := true;
             return;
         end if;
-        -- Another call than the first names another hold: the gate says what came of the first.
     elsif p_verb not in ('deduct', 'reserve') and exists (select from public.ai_token_usage_log
         where organization_id = v_place and idempotency_key = p_key and reservation_id is null) then
         a.status := 'conflict'; -- a charge has its key in the log alone
@@ -271,10 +280,23 @@ begin
                 using errcode = '22023', column = 'user_id';
         end if;
         perform tokenlib.check_input((p_args ->> 'units')::bigint, null, null);
-        a := tokenlib.check_request_limits(p_organization, p_user, k.id, p_args ->> 'feature',
-            (p_args ->> 'units')::bigint, p_args -> 'metadata', p_mode, false);
-        if a.status <> 'ok' then
-            return;
+        if p_verb = 'reserve' and p_args ->> 'id' is not null then
+            perform tokenlib.lock_key(p_organization, 'hold ' || (p_args ->> 'id'));
+            if exists (select from public.ai_token_reservations
+                where organization_id = p_organization and id = (p_args ->> 'id')::uuid
+                    and idempotency_key is distinct from p_key) then
+                a.status := 'conflict';
+                a.text := 'id';
+                return;
+            end if;
+        end if;
+        -- What was charged is told, not done: it counts for no limit.
+        if v_state is distinct from 'deducted' then
+            a := tokenlib.check_request_limits(p_organization, p_user, k.id, p_args ->> 'feature',
+                (p_args ->> 'units')::bigint, p_args -> 'metadata', p_mode, false);
+            if a.status <> 'ok' then
+                return;
+            end if;
         end if;
     elsif p_verb in ('settle', 'release')
         and not tokenlib.may_end(v_standing, p_caller, p_organization, (p_args ->> 'id')::uuid) then
