@@ -185,9 +185,9 @@ class _Statement:
         """Its rows; `names` are those of their columns."""
         threshold = self._connection.prepare_threshold
         if threshold is None or self._asked < threshold:
-            self._asked += 1
             rows = self._cursor.execute(self._statement, params).fetchall()
             self.names = [column.name for column in self._cursor.description or ()]
+            self._asked += 1  # with an answer: what was refused names no columns
             return rows
         pgconn, transformer = self._connection.pgconn, self._transformer
         values = transformer.dump_sequence([params[name] for name in self._order], self._formats)

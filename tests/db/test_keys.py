@@ -230,3 +230,11 @@ def test_a_key_that_makes_no_sense_is_refused(
         tokens.staff_create_key(admin, **wanted)
     assert refused.value.field == field
     assert owner.execute("select count(*) from ai_token_api_keys").fetchone() == (0,)
+
+
+def test_an_answer_after_many_refusals(admin: UUID, tokens: Tokens) -> None:
+    """A statement that was only ever refused on its connection is prepared with no columns known."""
+    for _ in range(8):
+        with pytest.raises(PermissionDenied):
+            tokens.staff_set_request_limit(uuid4(), None, 600, reason="a test")
+    tokens.staff_set_request_limit(admin, None, 600, reason="a test")
