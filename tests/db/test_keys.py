@@ -233,7 +233,7 @@ def test_a_key_that_makes_no_sense_is_refused(
 
 
 def test_an_answer_after_many_refusals(admin: UUID, tokens: Tokens) -> None:
-    """A statement that was only ever refused on its connection is prepared with no columns known."""
+    """What was only ever refused on its connection has named no columns yet."""
     for _ in range(8):
         with pytest.raises(PermissionDenied):
             tokens.staff_set_request_limit(uuid4(), None, 600, reason="a test")
