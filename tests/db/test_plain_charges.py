@@ -197,3 +197,25 @@ def test_a_charge_at_a_glance_is_the_one_that_the_rules_make(
     assert seen["ok", False] > STEPS / 5, "few were charged at a glance"
     assert {status for status, decided in seen if not decided} == {"ok"}
     assert len(seen) > 5
+
+
+def test_a_minute_that_has_room_is_counted_at_a_glance(
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    join: Callable[[str], Person],
+    tokens: Tokens,
+) -> None:
+    organization, user = join("pro")
+    with token_database.connect("postgres") as root:
+        root.execute("set track_functions = 'all'")
+        life = Life(tokens, root, token_clock, 0, lambda _plan: (organization, user))
+        root.execute(LIMITS, (organization, 2, 0, None, None, None))
+        for key in ("first", "second", "third"):
+            token_clock.advance(timedelta(seconds=40))
+            request = (organization, user, FEATURES[0], 1, None, key, True, None)
+            answer, _books, decided = life.charged(GLANCE, request)
+            assert (answer["status"], decided) == ("ok", False)
+            root.execute(GLANCE, request)
+        one_more = (organization, user, FEATURES[0], 1, None, "fourth", True, None)
+        answer, _books, decided = life.charged(GLANCE, one_more)
+        assert (answer["status"], decided) == ("rate_limited", True)
