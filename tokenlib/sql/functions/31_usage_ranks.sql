@@ -1,0 +1,267 @@
+-- Who used most in a window, whose use differs most between two, and how many used anything.
+
+-- How many organizations were charged: from the counts that are kept for 1, 7, 30 and 90 days and
+-- corrected for who lies at the edges, or from when each was last seen.
+create function tokenlib.active_between(p_since timestamptz, p_until timestamptz) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_days integer := case when p_until - p_since in (interval '24 hours', interval '168 hours',
+        interval '720 hours', interval '2160 hours', interval '1 day', interval '7 days',
+        interval '30 days', interval '90 days')
+        then round(extract(epoch from p_until - p_since) / 86400) end;
+    v_closed timestamptz := (select closed_to from public.ai_token_usage_closed);
+    v_hi timestamptz := case when v_closed is not null
+        then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
+    v_count bigint;
+begin
+    -- Far from the closed end the edges are long.
+    if v_hi - v_days * interval '24 hours' < p_since - interval '1 hour' then
+        v_days := null;
+    end if;
+    if p_until >= v_closed and p_since < v_closed and coalesce(v_days, 1) = 1 then
+        return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
+            + (select count(distinct l.organization_id) from public.ai_token_usage_log l
+                where l.created_at >= v_closed and l.created_at < p_until
+                    and not exists (select from public.ai_token_usage_seen n
+                        where n.organization_id = l.organization_id and n.last_at >= p_since));
+    elsif v_days is null or v_hi is null or v_hi <= p_since then
+        return (select count(*) from (select from public.ai_token_usage_log
+            where created_at >= p_since and created_at < p_until group by organization_id) as each);
+    end if;
+    select active into v_count from public.ai_token_usage_active
+    where days = v_days and at <= v_hi order by at desc limit 1;
+    if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
+        return coalesce(v_count, 0); -- nothing at the edges
+    elsif v_days = 1 and 100 < (select count(*) from public.ai_token_usage_log
+            where created_at >= v_hi and created_at < p_until)
+        + (select count(*) from public.ai_token_usage_log
+            where created_at >= v_hi - interval '24 hours' and created_at < p_since) then
+        -- So many are sooner found in one reading of the day than one by one.
+        return coalesce(v_count, 0) + (
+            select count(*) filter (where entered and not counted)
+                - count(*) filter (where leaving and not inside)
+            from (
+                select bool_or(created_at >= v_hi) as entered,
+                    bool_or(created_at < v_hi) as counted,
+                    bool_or(created_at < p_since) as leaving,
+                    bool_or(created_at >= p_since) as inside
+                from public.ai_token_usage_log
+                where created_at >= v_hi - interval '24 hours' and created_at < p_until
+                    and organization_id in (
+                        select organization_id from public.ai_token_usage_log
+                        where created_at >= v_hi and created_at < p_until
+                        union
+                        select organization_id from public.ai_token_usage_log
+                        where created_at >= v_hi - interval '24 hours' and created_at < p_since)
+                group by organization_id) as e);
+    end if;
+    return coalesce(v_count, 0)
+        + (select count(*) from (
+            select distinct organization_id from public.ai_token_usage_log
+            where created_at >= v_hi and created_at < p_until) as entered
+            where not exists (select from public.ai_token_usage_log l
+                where l.organization_id = entered.organization_id
+                    and l.created_at >= v_hi - v_days * interval '24 hours'
+                    and l.created_at < v_hi))
+        - (select count(*) from (
+            select distinct organization_id from public.ai_token_usage_log
+            where created_at >= v_hi - v_days * interval '24 hours' and created_at < p_since) as gone
+            where not exists (select from public.ai_token_usage_log l
+                where l.organization_id = gone.organization_id
+                    and l.created_at >= p_since and l.created_at < p_until));
+end
+$$;
+
+-- What some organizations used in a window that begins at most 16 days before windows_to, from their
+-- days and the raw rows at the edges: those to the nearest midnight, which are added or taken off.
+create function tokenlib.organizations_between(
+    p_since timestamptz, p_until timestamptz, p_organizations uuid[]
+) returns table (organization_id uuid, tokens bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_lo timestamptz;
+    v_hi timestamptz;
+begin
+    -- The last day ends at v_to.
+    v_lo := least(v_to, date_bin('24 hours', p_since + interval '12 hours', '2000-01-01 00:00Z'));
+    v_hi := case when p_until >= v_to then v_to else least(v_to,
+        date_bin('24 hours', p_until + interval '12 hours', '2000-01-01 00:00Z')) end;
+    return query
+    select o.id, coalesce(d.tokens, 0)::bigint + coalesce(e.tokens, 0)::bigint
+    from unnest(p_organizations) as o (id)
+    left join lateral (
+        select sum(tokens) as tokens from public.ai_token_usage_days
+        where organization_id = o.id and day >= v_lo and day < v_hi) as d on true
+    left join (
+        select organization_id, sum(tokens) as tokens
+        from (
+            select organization_id, case when p_since < v_lo then tokens_deducted
+                else -tokens_deducted end as tokens
+            from public.ai_token_usage_log
+            where created_at >= least(p_since, v_lo) and created_at < greatest(p_since, v_lo)
+            union all
+            select organization_id, case when v_hi < p_until then tokens_deducted
+                else -tokens_deducted end
+            from public.ai_token_usage_log
+            where created_at >= least(p_until, v_hi) and created_at < greatest(p_until, v_hi)
+        ) as edges
+        group by 1
+    ) as e on e.organization_id = o.id;
+end
+$$;
+
+-- The organizations whose use differs most between two windows of the last 30 days. Nobody's differs by
+-- more than all it used in these: so who used less than the last of the first ones needs no look.
+create function tokenlib.movers(
+    p_since timestamptz, p_until timestamptz, p_before timestamptz, p_before_until timestamptz,
+    p_limit bigint
+) returns table (organization_id uuid, tokens bigint, before bigint)
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_to timestamptz := (select windows_to from public.ai_token_usage_closed);
+    v_ids uuid[];
+    v_least bigint;
+begin
+    if v_to is null or least(p_since, p_before) < v_to - interval '384 hours' then
+        return query
+        select u.organization_id, u.tokens, u.before
+        from (
+            select organization_id,
+                coalesce(sum(tokens_deducted) filter (where created_at >= p_since
+                    and created_at < p_until), 0)::bigint as tokens,
+                coalesce(sum(tokens_deducted) filter (where created_at >= p_before
+                    and created_at < p_before_until), 0)::bigint as before
+            from public.ai_token_usage_log
+            where created_at >= least(p_since, p_before)
+                and created_at < greatest(p_until, p_before_until)
+            group by organization_id) as u
+        where u.tokens <> u.before
+        order by abs(u.tokens - u.before) desc, u.organization_id
+        limit p_limit;
+        return;
+    end if;
+    v_ids := array(
+        select organization_id from public.ai_token_usage_windows
+        where user_id = '00000000-0000-0000-0000-000000000000' and days = 30
+        order by tokens desc limit p_limit + 50);
+    select min(change) into v_least from (
+        select abs(n.tokens - b.tokens) as change
+        from tokenlib.organizations_between(p_since, p_until, v_ids) as n
+        join tokenlib.organizations_between(p_before, p_before_until, v_ids) as b
+            on b.organization_id = n.organization_id
+        order by 1 desc limit p_limit) as first;
+    v_ids := array(
+        select organization_id from public.ai_token_usage_windows
+        where user_id = '00000000-0000-0000-0000-000000000000' and days = 30
+            and tokens >= coalesce(v_least, 0)
+        union
+        select organization_id from public.ai_token_usage_log
+        where created_at >= v_to and created_at < greatest(p_until, p_before_until));
+    return query
+    select n.organization_id, n.tokens, b.tokens
+    from tokenlib.organizations_between(p_since, p_until, v_ids) as n
+    join tokenlib.organizations_between(p_before, p_before_until, v_ids) as b
+        on b.organization_id = n.organization_id
+    where n.tokens <> b.tokens
+    order by abs(n.tokens - b.tokens) desc, n.organization_id
+    limit p_limit;
+end
+$$;
+
+-- The organizations or users with the most tokens, in the order of tokens, uses and ids; `whole` is
+-- the tokens of everybody in the window. Who is among the first at the last closing or was charged since
+-- can be among the first now; so many more are looked at as may have fallen since.
+create function tokenlib.top_usage(
+    p_since timestamptz, p_until timestamptz, p_by_user boolean, p_limit bigint,
+    p_organization uuid
+) returns table (organization_id uuid, user_id uuid, uses bigint, tokens bigint, whole numeric)
+language plpgsql stable rows 10 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    c_all constant uuid := '00000000-0000-0000-0000-000000000000';
+    c_nobody constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    v_days integer := round(extract(epoch from p_until - p_since) / 86400);
+    v_from timestamptz;
+    v_to timestamptz;
+    v_more bigint;
+    v_whole numeric;
+begin
+    select windows_to into v_to from public.ai_token_usage_closed;
+    v_from := v_to - v_days * interval '24 hours';
+    -- A window of another length, or one that is not about now, is read from the log.
+    if v_to is null or v_days not in (1, 7, 30, 90)
+        or p_until - p_since <> v_days * interval '24 hours'
+        or p_until < v_to or p_since > v_to or p_since < v_from then
+        return query
+        select organization_id, case when p_by_user then user_id end, count(*),
+            sum(tokens_deducted)::bigint, sum(sum(tokens_deducted)) over ()
+        from public.ai_token_usage_log
+        where created_at >= p_since and created_at < p_until
+            and (p_organization is null or organization_id = p_organization)
+        group by 1, 2
+        order by 4 desc, 3 desc, 1, 2
+        limit p_limit;
+        return;
+    end if;
+    -- Known before the list is planned: so it is read by its index, as far as this.
+    select p_limit + count(*) into v_more from public.ai_token_usage_log
+    where created_at >= v_from and created_at < p_since;
+    select sum(u.tokens) into v_whole
+    from tokenlib.usage_between(p_since, p_until, p_organization) as u;
+    return query
+    with moved as materialized (
+        select m.organization_id, m.user_id, sum(m.sign) as uses, sum(m.sign * m.tokens) as tokens
+        from (
+            select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
+                else c_all end as user_id, tokens_deducted as tokens, 1 as sign
+            from public.ai_token_usage_log
+            where created_at >= v_to and created_at < p_until
+                and (p_organization is null or organization_id = p_organization)
+            union all
+            select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
+                else c_all end, tokens_deducted, -1
+            from public.ai_token_usage_log
+            where created_at >= v_from and created_at < p_since
+                and (p_organization is null or organization_id = p_organization)
+        ) as m
+        group by 1, 2
+    ), first as (
+        select organization_id, user_id from (
+            (select w.organization_id, w.user_id, w.tokens, w.uses
+            from public.ai_token_usage_windows w
+            where not p_by_user and w.user_id = '00000000-0000-0000-0000-000000000000'
+                and w.days = v_days
+                and (p_organization is null or w.organization_id = p_organization)
+            order by w.tokens desc, w.uses desc, w.organization_id
+            limit v_more)
+            union all
+            (select w.organization_id, w.user_id, w.tokens, w.uses
+            from public.ai_token_usage_windows w
+            where p_by_user and w.user_id <> '00000000-0000-0000-0000-000000000000'
+                and w.days = v_days
+                and (p_organization is null or w.organization_id = p_organization)
+            order by w.tokens desc, w.uses desc, w.organization_id, w.user_id
+            limit v_more)
+        ) as w
+        union
+        select organization_id, user_id from moved
+    ), figures as (
+        select f.organization_id, case when f.user_id not in (c_all, c_nobody) then f.user_id end
+                as user_id,
+            coalesce(w.uses, 0) + coalesce(m.uses, 0) as uses,
+            coalesce(w.tokens, 0) + coalesce(m.tokens, 0) as tokens
+        from first f
+        left join public.ai_token_usage_windows w on w.organization_id = f.organization_id
+            and w.user_id = f.user_id and w.days = v_days
+        left join moved m on m.organization_id = f.organization_id and m.user_id = f.user_id
+    )
+    select f.organization_id, f.user_id, f.uses::bigint, f.tokens::bigint, v_whole
+    from figures f
+    where f.uses > 0
+    order by 4 desc, 3 desc, 1, 2
+    limit p_limit;
+end
+$$;
