@@ -112,6 +112,20 @@ def test_output_units_that_are_no_count_pass_no_limit(
     assert books() == before
 
 
+def test_the_description_has_the_headers_of_the_limits(api: Api, world: World) -> None:
+    paths = api.client.get("/api/v1/openapi.json").json()["paths"]
+    for verb in ("charges", "reservations"):
+        answers = paths[f"/v1/organizations/{{organizationId}}/{verb}"]["post"]["responses"]
+        for key, status in (("first", 201), ("second", 429)):
+            told = api.post(f"{world.path}/{verb}", world.member, key=f"{verb} {key}", **INSIGHT)
+            if status == told.status_code:
+                sent = {name for name in told.headers if name.startswith("ratelimit")}
+                assert sent == {name.lower() for name in answers[str(status)]["headers"]} & {
+                    "ratelimit",
+                    "ratelimit-policy",
+                }
+
+
 def test_a_member_is_limited_and_told(api: Api, world: World, token_clock: TestClock) -> None:
     path = f"{world.path}/charges"
     first = api.post(path, world.member, key="first", **INSIGHT)

@@ -154,6 +154,12 @@ def test_an_api_key_hears_where_its_calls_are(
 
 NEW = "is missing: send this header, new for each request and the same for its repetitions"
 TIME = "must be a time with its offset, such as 2026-04-01T00:00:00Z"
+LONG = b"1" + b"0" * 4300
+
+
+def until(time: str) -> bytes:
+    said = {"tokenType": "general", "amount": 1, "reason": "x", "expiresAt": time}
+    return json.dumps(said).encode()
 
 
 @pytest.mark.parametrize(
@@ -181,23 +187,49 @@ TIME = "must be a time with its offset, such as 2026-04-01T00:00:00Z"
          "expiresAt", TIME),
         ("grants", b'{"tokenType": "general", "amount": 1, "reason": "x", "expiresAt": "soon"}',
          "expiresAt", TIME),
+        ("grants", until("2026-02-30T00:00:00Z"), "expiresAt", "names a day that does not exist"),
+        ("grants", until("2026-13-01T00:00:00Z"), "expiresAt", "names a day that does not exist"),
+        ("grants", until("0000-01-01T00:00:00Z"), "expiresAt", "names a day that does not exist"),
+        ("grants", until("2026-01-01T24:00:00Z"), "expiresAt", TIME),
+        ("charges", b'{"metadata": {"a": %s}}' % LONG, "body", "has a number of too many digits"),
+        ("charges", b'{"feature": "a", "units": %s}' % LONG, "body", "has a number of too many"),
+        ("charges", b'{"feature": "\xff"}', "body", "is not UTF-8: send JSON in UTF-8"),
+        ("charges", '{"feature": "a"}'.encode("utf-16"), "body", "is not UTF-8: send JSON in"),
+        ("charges", b"[" * 60_000, "body", "is nested too deeply: send fewer levels"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_in_our_words(
     api: Api, world: World, books: Books, path: str, body: bytes, field: str, problem: str
 ) -> None:
     before = books()
-    answer = api.client.post(
-        f"/api/v1{world.path}/{path}",
-        content=body,
-        headers=world.staff["admin"] | JSON | {"Idempotency-Key": "k"},
-    )
-    assert answer.status_code == 400, answer.text
-    [told] = [each for each in answer.json()["errors"] if each["field"] == field]
-    assert told["problem"].startswith(problem)
-    assert answer.json()["detail"] == f"{field} {told['problem']}."
-    assert not any(word in answer.text for word in PYDANTIC)
+    for who in (world.staff["admin"], world.keys["own"]):  # whose charges take the short way
+        answer = api.client.post(
+            f"/api/v1{world.path}/{path}",
+            content=body,
+            headers=who | JSON | {"Idempotency-Key": "k"},
+        )
+        assert answer.status_code == 400, answer.text
+        [told] = [each for each in answer.json()["errors"] if each["field"] == field]
+        assert told["problem"].startswith(problem)
+        assert answer.json()["detail"] == f"{field} {told['problem']}."
+        assert not any(word in answer.text for word in PYDANTIC)
     assert books() == before
+
+
+@pytest.mark.parametrize(
+    "number", ["1_0", "+1", " 1", "1 ", "1.0", "1e1", "0x1", "\u0661", "", "-1", "0", "9" * 101]
+)
+def test_a_number_in_an_address_is_whole_decimal_digits(
+    api: Api, world: World, number: str
+) -> None:
+    for path, name in (("can-use", "units"), ("has-enough", "units"), ("history", "limit")):
+        asked = {"feature": "generate_goal", name: number}
+        answer = api.get(f"{world.path}/{path}", world.member, **asked)
+        assert answer.status_code == 400, path
+        assert [each["field"] for each in answer.json()["errors"]] == [name]
+    asked = {"feature": "generate_goal", "outputUnits": number}
+    used = api.get(f"{world.path}/can-use", world.member, **asked)
+    assert used.status_code == (200 if number == "0" else 400)
 
 
 def test_what_is_missing_is_told_where_it_belongs(api: Api, world: World) -> None:
@@ -224,7 +256,7 @@ def test_a_problem_outside_of_the_api_has_an_id_too(
     server = TestClient(alone.create())  # its lifespan, which opens the gate, is not begun
     for given in ({}, {"X-Request-Id": "their-own"}):
         answer = server.get("/nothing", headers=given)
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert (answer.status_code, answer.json()["code"]) == (404, "no_such_path")
         assert answer.json()["requestId"] == answer.headers["X-Request-Id"]
         assert answer.json()["requestId"] == given.get("X-Request-Id", answer.json()["requestId"])
         assert answer.json()["requestId"]

@@ -110,7 +110,7 @@ def test_unknown_paths_and_methods_are_told(http: httpx2.Client) -> None:
             answer = http.request(method, path)
             assert answer.status_code == 404, path
             assert answer.headers["content-type"] == "application/problem+json"
-            assert answer.json()["code"] == "not_found", path
+            assert answer.json()["code"] == "no_such_path", path
     answer = http.request("DELETE", "/api/v1/catalog")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     assert answer.json()["code"] == "method_not_allowed"

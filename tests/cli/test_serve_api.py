@@ -130,7 +130,7 @@ def test_several_processes_serve_one_port(
     base = served.url.removesuffix("/api/v1")
     for path in ("/", "/nothing", "/api", "/_stcore/health"):
         answer = httpx2.get(f"{base}{path}", timeout=30)
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+        assert (answer.status_code, answer.json()["code"]) == (404, "no_such_path"), path
     assert served.end() == 0
     assert not served.left()
     lines = [json.loads(line) for line in served.said().splitlines()]

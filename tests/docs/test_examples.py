@@ -184,6 +184,12 @@ def test_every_public_verb_is_in_the_guide() -> None:
     assert missing == between_our_modules
 
 
+def test_what_a_new_person_of_the_staff_needs_is_in_the_guide() -> None:
+    [said] = re.findall(r"`staff_set_staff\((.*?)\)`", GUIDE)
+    named = [each.strip().removesuffix("=…") for each in said.split(",")]
+    assert named == [*inspect.signature(tokenlib.Tokens.staff_set_staff).parameters][1:]
+
+
 def test_the_scenarios_are_those_of_the_demo() -> None:
     assert [row[0].strip("`") for row in table("Demo scenarios")] == list(demo.SCENARIOS)
 

@@ -145,7 +145,7 @@ async def _nothing(request: Request, error: Exception) -> Response:
     name = named(request.scope)
     reset = request_id.set(name)
     try:
-        said = ("not_found", NO_PATH) if status == 404 else ("failed", FAILED)
+        said = ("no_such_path", NO_PATH) if status == 404 else ("failed", FAILED)
         answer = problem(status, *said)
     finally:
         request_id.reset(reset)

@@ -21,7 +21,7 @@ from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 
 from tokenlib.api.faults import fault
-from tokenlib.api.strict import Twice
+from tokenlib.api.strict import Malformed
 from tokenlib.domain import plain
 from tokenlib.errors import (
     DatabaseUnavailable,
@@ -73,7 +73,7 @@ _BY_STATUS = {
     400: "invalid_request",
     401: "unauthorized",
     403: "permission_denied",
-    404: "not_found",
+    404: "no_such_path",
     405: "method_not_allowed",
     408: "too_slow",
     413: "too_large",
@@ -97,7 +97,8 @@ CODES = {
     "not_a_member": (403, "The user is not a member of the organization."),
     "missing_scope": (403, "The API key lacks the scope that the endpoint asks for."),
     "permission_denied": (403, "The caller may not do this."),
-    "not_found": (404, "No such path, or nothing there that the caller may see."),
+    "no_such_path": (404, "The API has no such path: the address is wrong."),
+    "not_found": (404, "Nothing there that the caller may see."),
     "unknown_usage": (404, "The organization has no such charge, or it is archived."),
     "unknown_reservation": (404, "There is no such hold that the caller may end."),
     "no_story": (404, "The wallet had no books at that time."),
@@ -224,7 +225,7 @@ def old_problem(error: ValidationError) -> str:
 def register(api: FastAPI) -> None:
     """Answer HTTP errors, bad input and tokenlib's errors, each in the form of its endpoint."""
     api.exception_handler(HTTPException)(_http)
-    api.exception_handler(Twice)(_twice)
+    api.exception_handler(Malformed)(_malformed)
     api.exception_handler(RequestValidationError)(_invalid)
     api.exception_handler(TokenlibError)(tokenlib_error)
 
@@ -244,8 +245,8 @@ async def _http(request: Request, error: HTTPException) -> JSONResponse:
     return problem(status, _BY_STATUS.get(status, "failed"), said, error.headers)
 
 
-async def _twice(_: Request, error: Twice) -> JSONResponse:
-    errors = [{"field": error.field, "problem": "is there more than once: send it once"}]
+async def _malformed(_: Request, error: Malformed) -> JSONResponse:
+    errors = [{"field": error.field, "problem": error.problem}]
     return problem(400, "invalid_request", str(error.detail), errors=errors)
 
 

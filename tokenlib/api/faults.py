@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ _PATTERNS = {
 _TYPES = {
     "bool": "must be true or false",
     "date": A_TIME,
+    "datetime": A_TIME,
     "dict": "must be a JSON object",
     "enum": "must be one of those that the description names",
     "extra": "is not known: leave it out",
@@ -32,6 +34,8 @@ _TYPES = {
     "timezone": A_TIME,
     "uuid": "must be a UUID",
 }
+
+_NO_DAY = re.compile("(year|month|day) ")
 
 
 def fault(found: Mapping[str, Any]) -> dict[str, str]:
@@ -61,6 +65,10 @@ def _problem(where: str, named: bool, found: Mapping[str, Any]) -> str:
             return f"must be {said['le']} or less"
         case "literal_error":
             return f"must be one of: {str(said['expected']).replace(' or ', ', ')}"
+        case "datetime_from_date_parsing" | "datetime_parsing" if _NO_DAY.match(said["error"]):
+            return "names a day that does not exist"
+        case "int_parsing_size":
+            return "has too many digits"
         case "value_error":
             return str(said["error"])
     return _TYPES.get(str(found["type"]).split("_", 1)[0], "cannot be understood")

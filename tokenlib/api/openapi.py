@@ -36,6 +36,24 @@ _RETRY: dict[str, Any] = {
         "schema": {"type": "integer", "minimum": 1},
     }
 }
+# Of the limit of requests a minute that is nearest, as the draft of the IETF has them.
+_LEFT: dict[str, Any] = {
+    "RateLimit": {
+        "description": "Whose limit, how many requests are left of it, and seconds until it ends.",
+        "schema": {"type": "string"},
+        "example": '"user";r=29;t=60',
+    }
+}
+_POLICY: dict[str, Any] = {
+    "RateLimit-Policy": {
+        "description": "Whose limit, how many requests it allows, and in how many seconds.",
+        "schema": {"type": "string"},
+        "example": '"user";q=30;w=60',
+    }
+}
+
+# What the limits count.
+_COUNTED = ("/charges", "/reservations")
 
 
 def build(api: FastAPI) -> dict[str, Any]:
@@ -121,6 +139,8 @@ def _complete(operation: dict[str, Any], path: str) -> None:
         answer.setdefault("content", {})[media] = {"schema": form}
         if number in (429, 503):
             answer["headers"] = dict(_RETRY)
+        if number == 429 and not old:
+            answer["headers"] |= _LEFT
     for status, response in responses.items():
         response.setdefault("headers", {}).update(_HEADERS)
         if writes and status.startswith("2"):
@@ -128,3 +148,5 @@ def _complete(operation: dict[str, Any], path: str) -> None:
                 "description": "true when this is the first answer again.",
                 "schema": {"const": "true"},
             }
+            if path.endswith(_COUNTED):
+                response["headers"] |= _LEFT | _POLICY

@@ -26,7 +26,7 @@ from tokenlib.api.charges import Charges
 from tokenlib.api.errors import OLD_PATHS, tokenlib_error
 from tokenlib.api.old_schemas import CheckBalance
 from tokenlib.api.schemas import ChargeQuestion
-from tokenlib.api.strict import Twice, document
+from tokenlib.api.strict import Malformed, document
 from tokenlib.db import Row
 from tokenlib.errors import InvalidInput, TokenlibError
 from tokenlib.inputs import metadata, text
@@ -118,7 +118,7 @@ class Quick:
             tokens = self._get_tokens()
             shared = tokens.override is None and tokens.shared.enabled
             return reading(content, tokens) if shared else None
-        except (ValidationError, Twice, InvalidInput, TokenlibError):
+        except (ValidationError, Malformed, InvalidInput, TokenlibError):
             return None
 
     def _charge(

@@ -18,12 +18,19 @@ _ONCE = ("Idempotency-Key", "Content-Type", "Content-Encoding")
 _SEND = "Send the body as UTF-8 JSON with the header Content-Type: application/json."
 
 
-class Twice(HTTPException):
+class Malformed(HTTPException):
+    """What no schema can be asked about: which field, and what is wrong with it."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(400, f"{field[:100]} {problem}.")
+        self.field, self.problem = field[:100], problem
+
+
+class Twice(Malformed):
     """Something stands in a request more than once."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(400, f"{field[:100]} is there more than once: send it once.")
-        self.field = field[:100]
+        super().__init__(field, "is there more than once: send it once")
 
 
 def credentials_once(request: Request) -> None:
@@ -62,8 +69,20 @@ def once(names: Iterable[str]) -> None:
 
 
 def document(content: bytes) -> Any:
-    """A JSON document, each field of it once. Raises Twice, or ValueError for what is no JSON."""
-    return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
+    """A JSON document, each field of it once.
+
+    Raises JSONDecodeError for what is no JSON, and Malformed for what is not read here.
+    """
+    try:
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_object)
+    except json.JSONDecodeError:
+        raise
+    except UnicodeDecodeError:
+        raise Malformed("body", "is not UTF-8: send JSON in UTF-8") from None
+    except RecursionError:
+        raise Malformed("body", "is nested too deeply: send fewer levels") from None
+    except ValueError:  # of whole numbers, as Python bounds them
+        raise Malformed("body", "has a number of too many digits: send it as text") from None
 
 
 class StrictRequest(Request):

@@ -15,6 +15,7 @@ from tokenlib.errors import ConfigurationError, DatabaseUnavailable, RateLimited
 from tokenlib.retry import Retry
 
 T = TypeVar("T")
+_PROBLEM = "/api/v1/docs#"  # how the type of each problem begins
 
 
 class Calling:
@@ -66,7 +67,8 @@ class Calling:
 
     def _error(self, reply: Reply, asked: Mapping[str, Any]) -> Exception:
         said = reply.document or {}
-        code = said.get("code")
+        ours = str(said.get("type")).startswith(_PROBLEM)
+        code = said.get("code") if ours and said.get("code") != "no_such_path" else None
         detail = str(said["detail"]) if code else f"{self._http.base_url} answered {reply.status}."
         if reply.status >= 500 or code == "in_flight":
             outcome = "not_charged" if said.get("outcome") == "not_charged" else "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from itertools import pairwise
@@ -11,6 +12,8 @@ from uuid import UUID, uuid4
 from tokenlib import inputs
 from tokenlib.db import as_uuid
 from tokenlib.errors import InvalidInput
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 
 def spending(
@@ -29,6 +32,13 @@ def metadata(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A JSON object that fits, or None."""
     inputs.metadata(given)
     return None if given is None else dict(given)
+
+
+def name(given: str, field: str) -> str:
+    """A name that a path can have: of others no server says where they lead."""
+    if not _NAME.fullmatch(inputs.text(given, field)) or given in (".", ".."):
+        raise InvalidInput(field, "must be a name: 1 to 100 letters, digits and _ . : -")
+    return given
 
 
 def places(path: str) -> dict[str, str]:

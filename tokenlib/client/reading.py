@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 from uuid import UUID
 
 from tokenlib import inputs
-from tokenlib.client import wire
+from tokenlib.client import forms, wire
 from tokenlib.client.calling import Calling, not_understood, read
 from tokenlib.client.http import Reply
 from tokenlib.db import as_uuid
@@ -147,14 +146,14 @@ class ReadingVerbs(Calling):
 
     def explain(self, organization: Id, token_type: str, at: datetime | None = None) -> Story:
         """How a balance came to be, now or at a past moment. NotFound before its books opened."""
-        name = quote(inputs.text(token_type, "token_type"), safe="")
+        name = forms.name(token_type, "token_type")
         path = f"/organizations/{as_uuid(organization, 'organization')}/explain/{name}"
         return read(Story, self._get(path, at=plain(inputs.moment(at, "at"))))
 
     def get_token_balance(self, organization: Id, token_type: str) -> Balance:
         """One wallet, current: a period that has ended is already refreshed."""
         organization_id = as_uuid(organization, "organization")
-        name = quote(inputs.text(token_type, "token_type"), safe="")
+        name = forms.name(token_type, "token_type")
         reply = self._get(f"/organizations/{organization_id}/balances/{name}")
         return read(Balance, reply, organization_id=str(organization_id))
 

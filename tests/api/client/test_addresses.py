@@ -108,6 +108,8 @@ def test_a_key_is_in_no_text(
         HTML,
         Said(404, b"<html>Not found</html>", "text/html"),
         Said(404, b'{"detail": "Not Found"}', "application/json"),
+        Said(404, b'{"code": "not_found", "detail": "Not here."}', "application/json"),
+        Said(402, b'{"code": "insufficient_tokens", "detail": "No.", "type": "/else#no"}'),
         Said(302, headers={"Location": "https://elsewhere.example.org/"}),
         Said(200, b"{", "application/json"),
         Said(200, b"[]", "application/json"),
@@ -123,6 +125,25 @@ def test_an_answer_that_is_not_the_api_s(
     with pytest.raises(ConfigurationError):
         client.get_token_stats(org)
     assert len(way.asked) == 2
+
+
+def test_an_address_below_the_api_is_no_unknown_organization(
+    way: Flaky, secret: str, org: UUID, user: UUID
+) -> None:
+    with Client(f"{way.url}/api", secret) as client:
+        with pytest.raises(ConfigurationError, match="Check base_url"):
+            client.has_enough_tokens(org, "generate_goal")
+        with pytest.raises(ConfigurationError, match="Check base_url"):
+            client.deduct_tokens(org, user, "generate_goal")
+
+
+@pytest.mark.parametrize("name", ["../../catalog", "..", ".", "", "a/b", "a b", "a" * 101])
+def test_a_name_leads_nowhere_else(client: Client, way: Flaky, org: UUID, name: str) -> None:
+    for ask in (client.get_token_balance, client.explain):
+        with pytest.raises(InvalidInput) as wrong:
+            ask(org, name)
+        assert wrong.value.field == "token_type"
+    assert way.asked == []
 
 
 def test_a_client_that_is_closed_says_so(client: Client, org: UUID) -> None:

@@ -87,7 +87,9 @@ def test_the_deadline_ends_it_and_says_what_is_known(
         assert silent.value.outcome == "unknown"
         assert time.monotonic() - began < 10
         way.rule = lambda _asked: Said(
-            503, b'{"code": "busy", "detail": "Busy.", "outcome": "not_charged"}'
+            503,
+            b'{"code": "busy", "detail": "Busy.", "type": "/api/v1/docs#busy",'
+            b' "outcome": "not_charged"}',
         )
         with pytest.raises(DatabaseUnavailable) as busy:
             client.deduct_tokens(org, user, "generate_goal")

@@ -28,7 +28,7 @@ OfTokenType = Annotated[str | None, Query(alias="tokenType", pattern=s.NAME)]
 OfUser = Annotated[UUID | None, Query(alias="userId")]
 Since = Annotated[s.Moment | None, Query(description="From this time on.")]
 Until = Annotated[s.Moment | None, Query(description="Before this time.")]
-Limit = Annotated[int, Query(ge=1, le=1000)]
+Limit = Annotated[int, s.Decimal, Query(ge=1, le=1000)]
 Cursor = Annotated[
     str | None, Query(max_length=300, description="`nextCursor` of the page before.")
 ]

@@ -32,7 +32,7 @@ def has_enough(
     organization_id: OrganizationId,
     feature: Annotated[str, Query(pattern=s.NAME, examples=["generate_goal"])],
     read: Read,
-    units: Annotated[int, Query(ge=1, le=MAX_UNITS)] = 1,
+    units: Annotated[int, s.Decimal, Query(ge=1, le=MAX_UNITS)] = 1,
 ) -> s.Enough:
     """Whether the balance would pay: for a button, never the decision. `can-use` is the verdict."""
     [row] = read.ask("has_enough", organization_id=organization_id, feature=feature, units=units)
@@ -49,9 +49,10 @@ def can_use(
     organization_id: OrganizationId,
     feature: Annotated[str, Query(pattern=s.NAME, examples=["generate_goal"])],
     read: Read,
-    units: Annotated[int, Query(ge=1, le=MAX_UNITS)] = 1,
+    units: Annotated[int, s.Decimal, Query(ge=1, le=MAX_UNITS)] = 1,
     output_units: Annotated[
         int | None,
+        s.Decimal,
         Query(
             alias="outputUnits",
             ge=0,

@@ -25,11 +25,20 @@ _ISO = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d([.,]\d+)?)?([Zz]|[+-]\d\d(:?\d\d)?)", re.ASCII
 )
 
+_DIGITS = re.compile(r"-?[0-9]+")
+
 
 def _iso(value: object) -> object:
     if isinstance(value, datetime | None) or (isinstance(value, str) and _ISO.fullmatch(value)):
         return value
     raise ValueError(A_TIME)
+
+
+def _decimal(value: object) -> object:
+    # In an address every number is text, and pydantic reads 1_0 and 1.0, too.
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):
+        raise ValueError("must be a whole number")
+    return value
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -59,6 +68,8 @@ Moment = Annotated[
 ]
 Units = Annotated[int, Field(strict=True, ge=1, le=MAX_UNITS)]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
+# How an address says a whole number, beside its bounds.
+Decimal = BeforeValidator(_decimal)
 Reason = Annotated[str, Field(min_length=1, max_length=500, pattern=NOT_BLANK)]
 
 
