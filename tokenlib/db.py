@@ -43,7 +43,8 @@ MIN_SERVER_VERSION = 150000
 
 Row = dict[str, Any]
 T = TypeVar("T")
-Reader = Literal["tokenlib_service", "tokenlib_reader", "authenticated"]
+# key: `authenticated`, as an API key.
+Reader = Literal["tokenlib_service", "tokenlib_reader", "authenticated", "key"]
 # What a lost reply means for a call. question: it charges nothing; repeatable: twice is the same as
 # once; once: it may not be asked again.
 Kind = Literal["question", "repeatable", "once"]
@@ -218,10 +219,11 @@ class Database:
         try:
             with opened as connection, connection.begin():
                 if reader != "tokenlib_service":
-                    became = connection.exec_driver_sql(*_become(reader, user_id))
+                    become, who = _become(reader, user_id)
+                    became = connection.exec_driver_sql(become, who)
                     self._spread = bool(became.one().spread)
                     if self._spread:
-                        claims = json.dumps({"sub": str(user_id) if user_id else None})
+                        claims = json.dumps({who["claim"]: who["user_id"]})
                         connection.exec_driver_sql(f"set local \"request.jwt.claims\" = '{claims}'")
                 yield connection
         except (sa.exc.DBAPIError, psycopg.Error) as error:
@@ -279,7 +281,11 @@ class Database:
 
 
 def _become(reader: Reader, user_id: UUID | None) -> tuple[str, dict[str, Any]]:
-    who = {"role": reader, "user_id": str(user_id) if user_id else None}
+    who = {
+        "role": "authenticated" if reader == "key" else reader,
+        "claim": "tokenlib_api_key" if reader == "key" else "sub",
+        "user_id": str(user_id) if user_id else None,
+    }
     return statements("system")["become"], who
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 
-from tokenlib.testing import TestClock
+from tests.api.callers import bearer
+from tokenlib.testing import TestClock, TestDatabase
 from tokenlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -152,6 +155,124 @@ def test_a_key_gives_no_scope_that_it_has_not(api: Api, world: World, books: Boo
         body: dict[str, Any] = {"name": "New", "scopes": [scope], "reason": "a test"}
         assert api.post("/keys", world.keys["admin"], **body).status_code == 403
     assert books() == before
+
+
+def test_a_key_gets_no_secret_of_another_admin_s(
+    api: Api, world: World, tokens: Tokens, staff: Callable[[str], UUID], books: Books
+) -> None:
+    """Else it would act as that one, also when its own has gone."""
+    other = staff("admin")
+    theirs = tokens.staff_create_key(other, "Theirs", ["admin", "read"], reason="a test")
+    before = books()
+    answer = api.post(f"/keys/{theirs.id}/rotate", world.keys["all"], reason="a test")
+    assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
+    assert "admin whom it acts as" in answer.json()["detail"]
+    assert books() == before
+    own = f"/keys/{world.key_ids['admin']}/rotate"
+    assert api.post(own, world.keys["all"], reason="a test").is_success
+    # A person who is signed in rotates any.
+    turned = api.post(f"/keys/{theirs.id}/rotate", world.staff["admin"], reason="they are away")
+    assert turned.json()["secret"] is not None
+
+
+def test_a_secret_that_was_replaced_manages_no_keys(
+    api: Api, world: World, books: Books, token_clock: TestClock
+) -> None:
+    """Else whoever found it could keep it alive for ever."""
+    old, key = world.keys["all"], world.key_ids["all"]
+    asked = {"overlapSeconds": 60, "reason": "it leaked"}
+    turned = api.post(f"/keys/{key}/rotate", old, key="turn", **asked)
+    new = as_key(turned.json()["secret"])
+    # Whose answer was lost hears that it was done, and no secret.
+    again = api.post(f"/keys/{key}/rotate", old, key="turn", **asked)
+    assert (again.json()["secret"], again.headers["idempotency-replayed"]) == (None, "true")
+    before = books()
+    body: dict[str, Any] = {"name": "New", "scopes": ["admin"], "reason": "a test"}
+    told = [
+        api.post("/keys", old, **body),
+        api.post(f"/keys/{key}/rotate", old, reason="a test"),
+        api.post(f"/keys/{world.key_ids['admin']}/rotate", old, reason="a test"),
+        api.post(f"/keys/{world.key_ids['admin']}/revoke", old, reason="a test"),
+    ]
+    assert {answer.status_code for answer in told} == {403}
+    assert "was replaced" in told[0].json()["detail"]
+    assert books() == before
+    # Whatever else it may do it does until its overlap ends.
+    assert api.get("/keys", old).is_success
+    charge = {"feature": "generate_goal", "userId": str(world.user)}
+    assert api.post(f"{world.path}/charges", old, **charge).is_success
+    assert api.post("/keys", new, **body).is_success
+    token_clock.advance(timedelta(seconds=61))
+    assert api.get("/keys", old).status_code == 401
+
+
+def test_the_key_of_one_who_is_no_longer_staff_lists_none(
+    api: Api, world: World, token_database: TestDatabase, books: Books
+) -> None:
+    assert api.get("/keys", world.keys["all"]).json()["keys"] != []
+    with token_database.connect() as owner:
+        owner.execute("delete from tokenlib_staff where user_id = %s", (world.admin,))
+    before = books()
+    for answer in (
+        api.get("/keys", world.keys["all"]),
+        api.get("/keys", world.keys["own"]),
+        api.post(f"/keys/{world.key_ids['own']}/revoke", world.keys["all"], reason="a test"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
+        assert answer.json()["detail"] == "Only staff may do this."
+    assert books() == before
+
+
+@pytest.mark.parametrize("name", ["all", "own"])
+def test_a_person_with_the_id_of_a_key_is_nobody(
+    api: Api, world: World, tokens: Tokens, books: Books, name: str
+) -> None:
+    """An issuer may put anything into a sub; what a key may do, its secret alone opens."""
+    usage = tokens.deduct_tokens(world.organization, world.user, "generate_goal")
+    held = tokens.reserve(world.organization, world.user, "generate_goal")
+    who, path = bearer({"sub": str(world.key_ids[name])}), world.path
+    spent: dict[str, Any] = {"feature": "generate_goal", "userId": str(world.user)}
+    reason = {"reason": "a test"}
+    before = books()
+    used = tokens.database.rows("select id, last_used_at from public.ai_token_api_keys order by id")
+    for question in (
+        "has-enough?feature=generate_goal",
+        f"can-use?feature=generate_goal&userId={world.user}",
+        "balances",
+        "balances/goal_generation",
+        "stats",
+        "history",
+        "entries",
+        "explain/goal_generation",
+    ):
+        asked = api.client.get(f"/api/v1{path}/{question}", headers=who)
+        assert asked.status_code == 404, question
+    assert api.get("/keys", who).json() == {"keys": []}
+    assert api.get("/metrics", who).status_code == 403
+    for act, body in {
+        f"{path}/charges": spent,
+        f"{path}/reservations": spent,
+        f"{path}/reservations/{held.id}/deduct": {},
+        f"{path}/reservations/{held.id}/release": {},
+        f"{path}/charges/{usage.id}/refund": reason,
+        f"{path}/grants": {"tokenType": "general", "amount": 1, **reason},
+        f"{path}/status": {"status": "suspended", **reason},
+        f"{path}/users/{world.user}/pause": {"paused": True, **reason},
+        "/switch": {"mode": "off", **reason},
+        "/keys": {"name": "New", "scopes": ["read"], **reason},
+        f"/keys/{world.key_ids['own']}/rotate": reason,
+        f"/keys/{world.key_ids['own']}/revoke": reason,
+    }.items():
+        assert api.post(act, who, **body).status_code in (403, 404), act
+    old = {"organizationId": str(world.organization), "featureUsed": "generate_goal"}
+    for action in ("check", "deduct"):
+        assert api.post("/tokens/check-balance", who, **old, action=action).status_code == 403
+    stats = api.get("/tokens/stats", who, organizationId=str(world.organization))
+    assert stats.status_code == 403
+    assert books() == before
+    assert used == tokens.database.rows(
+        "select id, last_used_at from public.ai_token_api_keys order by id"
+    )
 
 
 def test_support_manages_no_keys(api: Api, world: World, books: Books) -> None:

@@ -374,11 +374,26 @@ def test_a_key_names_the_member_it_calls_for(api: Api, world: World, books: Book
 def test_a_member_spends_for_nobody_else(api: Api, world: World, books: Books) -> None:
     before = books()
     for path in ("charges", "reservations"):
+        told = [
+            api.post(f"{world.path}/{path}", world.colleague, feature="generate_goal", userId=user)
+            for user in (str(world.user), str(world.other_user), str(uuid4()))
+        ]
+        assert {answer.status_code for answer in told} == {403}
+        assert told[0].json()["code"] == "permission_denied"
+        assert told[0].json()["errors"][0]["field"] == "userId"
+        # A colleague, a stranger and nobody read the same.
+        assert len({answer.json()["detail"] for answer in told}) == 1
+        elsewhere = f"/organizations/{world.other}/{path}"
         answer = api.post(
-            f"{world.path}/{path}", world.colleague, feature="generate_goal", userId=str(world.user)
+            elsewhere, world.colleague, feature="generate_goal", userId=str(world.other_user)
         )
         assert answer.status_code == 404
-    assert books() == before
+    # Each was a failed attempt, and seven of them block for a while.
+    mine = api.post(f"{world.path}/charges", world.colleague, feature="generate_goal")
+    assert (mine.status_code, mine.json()["limit"]) == (429, "failed_attempts")
+    changed = books()
+    assert changed.pop("ai_token_refusals") != before.pop("ai_token_refusals")
+    assert changed == before
 
 
 def test_a_hold_is_ended_by_who_made_it(
@@ -419,9 +434,9 @@ def test_can_use(api: Api, world: World, tokens: Tokens, books: Books) -> None:
     assert (no.json()["allowed"], no.json()["rule"]) == (False, "insufficient_tokens")
     assert api.get(path, world.member, feature="generate_gaol").json()["code"] == "unknown_feature"
     assert api.get(path, world.member, feature="generate_goal", unit=7).status_code == 400
-    assert (
-        api.get(path, world.member, feature="generate_goal", userId=world.admin).status_code == 404
-    )
+    for other in (world.admin, world.other_user, uuid4()):
+        answer = api.get(path, world.member, feature="generate_goal", userId=other)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (403, "userId")
     assert books() == before
 
 

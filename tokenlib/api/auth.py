@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -20,7 +20,7 @@ from fastapi.datastructures import Headers
 from tokenlib.claims import StaffClaims
 from tokenlib.config import MIN_SECRET_BYTES, JwtIssuer, Settings
 from tokenlib.errors import ConfigurationError, PermissionDenied
-from tokenlib.keys import PREFIX
+from tokenlib.keys import PREFIX, digest
 from tokenlib.tokens import Tokens
 
 _JWKS_LIFESPAN_SECONDS = 300
@@ -36,6 +36,7 @@ class Caller:
     kind: Literal["person", "key"]
     scopes: tuple[str, ...] = ()
     organization_id: UUID | None = None
+    secret: bytes | None = field(default=None, repr=False)  # the digest of what a key has shown
 
 
 class Authentication:
@@ -61,10 +62,12 @@ class Authentication:
                     "You are staff by the claims of another issuer. Send a JWT of that one."
                 )
             return Caller(user_id, "person")
-        key = self._get_tokens().key_of(shown)
+        tokens = self._get_tokens()
+        key = tokens.key_of(shown)
         if key is None:
             raise _unauthorized("The API key is not valid here", rejected=True)
-        return Caller(key["id"], "key", tuple(key["scopes"]), key["organization_id"])
+        secret = digest(shown, tokens.pepper)
+        return Caller(key["id"], "key", tuple(key["scopes"]), key["organization_id"], secret)
 
     def user_id(self, headers: Headers) -> UUID:
         """The person who calls: the two old endpoints know no other callers."""

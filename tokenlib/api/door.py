@@ -23,7 +23,15 @@ from starlette.concurrency import run_in_threadpool
 
 from tokenlib import answers
 from tokenlib.api.auth import Authentication, Caller
-from tokenlib.api.errors import OLD_PATHS, InFlight, MissingScope, NameTaken, NotYours, problem
+from tokenlib.api.errors import (
+    OLD_PATHS,
+    InFlight,
+    MissingScope,
+    NameTaken,
+    NotYours,
+    NotYourself,
+    problem,
+)
 from tokenlib.api.strict import StrictRequest, check, credentials_once
 from tokenlib.db import Row, statements
 from tokenlib.domain import Balance, Scope, plain
@@ -33,6 +41,9 @@ from tokenlib.tokens import Tokens
 
 # Whoever calls with credentials that are good; nobody in particular.
 Needs = Scope | Literal["anybody", "nobody"]
+
+# What counts as a failed attempt of the person who sent it.
+_WRONG = (RequestValidationError, HTTPException, InvalidInput, NotYours, NotYourself)
 
 OrganizationId = Annotated[UUID, Path(alias="organizationId", description="The organization.")]
 
@@ -78,7 +89,7 @@ class Door(APIRoute):
             try:
                 check(request, has_body)
                 return await handle(request)
-            except (RequestValidationError, HTTPException, InvalidInput, NotYours) as error:
+            except _WRONG as error:
                 # An unknown feature the database has counted; only calls that charge are limited.
                 large = isinstance(error, HTTPException) and error.status_code not in (400, 415)
                 if scope == "spend" and not large and not isinstance(error, UnknownFeature):
@@ -96,7 +107,9 @@ async def count_failure(request: Request, error: Exception) -> None:
     caller: Caller = request.state.caller
     if caller.kind != "person":
         return
-    said = "another organization" if isinstance(error, NotYours) else "malformed call"
+    said = "malformed call"
+    if isinstance(error, NotYours | NotYourself):
+        said = "another organization" if isinstance(error, NotYours) else "another user"
     get_tokens: Callable[[], Tokens] = request.app.state.get_tokens
     with suppress(TokenlibError):  # a database that does not answer has said no already
         await run_in_threadpool(lambda: get_tokens().failed_attempt(caller.id, said))
@@ -127,7 +140,7 @@ class Reading:
 
     def ask(self, question: str, **params: Any) -> list[Row]:
         """One of the door's own questions, which name the caller."""
-        named = {"caller": self.caller.id, **params}
+        named = {"caller": self.caller.id, "secret": self.caller.secret, **params}
         return self.tokens.database.call_all(statements("api")[question], named, "question")
 
     def balances(self, organization_id: UUID, token_type: str | None = None) -> list[Balance]:
@@ -148,7 +161,7 @@ class Reading:
         viewer = self._viewer()
         database = self.tokens.database
         reader = viewer.reader if viewer else "tokenlib_service"
-        if reader == "authenticated":
+        if reader in ("authenticated", "key"):
             question, column = statements("members")["belongs"], "belongs"
         else:
             question, column = statements("catalog")["organization"], "id"
@@ -166,7 +179,7 @@ class Reading:
         if self.caller.kind == "key":
             if self.caller.organization_id is None:
                 return None  # it may read everything
-            return Viewer(self.caller.id, "authenticated")
+            return Viewer(self.caller.id, "key")
         me = self.tokens.database.rows(
             statements("system")["whoami"], reader="authenticated", user_id=self.caller.id
         )
@@ -192,7 +205,7 @@ class Writing(Reading):
     ) -> Row:
         """Do it, or give the first answer again. `unique` is new in each attempt: no replay has it.
 
-        Raises NotYours, InFlight, NameTaken, IdempotencyConflict, and what the verb raises.
+        Raises NotYours, NotYourself, InFlight, NameTaken, and what the verb raises.
         """
         asked = plain({"verb": verb, "organization": organization_id, "user": user, **args})
         canonical = json.dumps(asked, sort_keys=True, ensure_ascii=True)
@@ -200,6 +213,7 @@ class Writing(Reading):
             statements("api")["write" if organization_id else "write_for_everyone"],
             {
                 "caller": self.caller.id,
+                "secret": self.caller.secret,
                 "verb": verb,
                 "organization_id": organization_id,
                 "user_id": user,
@@ -215,6 +229,8 @@ class Writing(Reading):
                 pass
             case "not_yours":
                 raise NotYours
+            case "not_yourself":
+                raise NotYourself
             case "in_flight":
                 raise InFlight
             case "conflict" if row["text"] == "id":

@@ -132,6 +132,17 @@ class NotYours(TokenlibError):
         super().__init__(NOTHING)
 
 
+class NotYourself(TokenlibError):
+    """A member named another user: nobody is told whether there is one."""
+
+    code = "permission_denied"
+    status = 403
+
+    def __init__(self) -> None:
+        said = "must be your own, or left out: a member asks and is charged for themselves only"
+        super().__init__(f"userId {said}.", errors=[{"field": "userId", "problem": said}])
+
+
 class NoStory(TokenlibError):
     """A wallet that had no books at the time that was asked about."""
 

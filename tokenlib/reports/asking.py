@@ -28,14 +28,14 @@ MAX_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """The person who asks. Row-level security in the database decides what is seen.
+    """The person who asks, or the API key. Row-level security in the database decides what is seen.
 
     `tokenlib_reader` is for staff (strangers to tokenlib_staff see nothing), `authenticated` for
-    members, who see their own organization.
+    members, who see their own organization, `key` for a key of one organization.
     """
 
     user_id: UUID
-    reader: Literal["tokenlib_reader", "authenticated"]
+    reader: Literal["tokenlib_reader", "authenticated", "key"]
 
 
 @dataclass(frozen=True, slots=True)

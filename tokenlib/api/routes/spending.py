@@ -10,7 +10,7 @@ from fastapi import APIRouter, Body, Path, Query
 from tokenlib import answers
 from tokenlib.api import schemas as s
 from tokenlib.api.door import Door, OrganizationId, Read, Write, door, named
-from tokenlib.api.errors import NotYours
+from tokenlib.api.errors import NotYours, NotYourself
 from tokenlib.db import Row
 from tokenlib.domain import MAX_UNITS, MOST_OUTPUT_UNITS
 from tokenlib.errors import UnknownFeature
@@ -76,6 +76,8 @@ def can_use(
     )
     if row["status"] == "not_yours":
         raise NotYours
+    if row["status"] == "not_yourself":
+        raise NotYourself
     error = None if row["status"] == "ok" else _refusal(read, row)
     if error is not None and not hasattr(error, "rule"):
         raise error

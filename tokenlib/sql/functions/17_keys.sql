@@ -55,8 +55,9 @@ begin
 end
 $$;
 
--- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time and
--- each limit. In which organizations, tokenlib.standing has decided. Of a person it asks nothing.
+-- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time,
+-- each limit, and whom it acts as. In which organizations, tokenlib.standing has decided. Of a person it
+-- asks nothing.
 create function tokenlib.require_no_more(p_maker uuid, p_key uuid) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -66,6 +67,7 @@ begin
     from public.ai_token_api_keys m
     join public.ai_token_api_keys k on k.id = p_key
     cross join lateral (values
+        ('owner_id', k.owner_id = m.owner_id),
         ('scopes', k.scopes <@ m.scopes),
         ('expires_at', coalesce(k.expires_at, 'infinity') <= coalesce(m.expires_at, 'infinity')),
         ('requests_per_minute', m.requests_per_minute is null
@@ -78,7 +80,10 @@ begin
             or coalesce(k.output_units_per_request <= m.output_units_per_request, false)),
         ('limit_users', k.limit_users >= m.limit_users)) as l (name, within)
     where m.id = p_maker and not l.within limit 1;
-    if v_more is not null then
+    if v_more = 'owner_id' then
+        raise exception 'A key may rotate only keys of the admin whom it acts as.'
+            using errcode = 'TK403';
+    elsif v_more is not null then
         raise exception 'A key cannot get more for another than it has itself: %.', v_more
             using errcode = 'TK403';
     end if;

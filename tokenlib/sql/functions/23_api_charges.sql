@@ -58,7 +58,9 @@ begin
     if v_places is null then
         return;
     end if;
-    perform tokenlib.use_key(caller, v_now) from (select distinct unnest(v_callers)) as k (caller);
+    perform tokenlib.use_key(k.caller, v_now)
+    from (select distinct c.caller from unnest(v_callers, v_places) as c (caller, place)
+        where p_digests[c.place] is not null) as k;
     return query select v_places[c.place], c.locked, v_callers[c.place], c.token_type, c.tokens,
             c.balance, c.created_at
         from tokenlib.deduct_many(v_ids, v_organizations, v_users, v_features, v_units, v_metadata,

@@ -2,18 +2,21 @@
 
 -- The whole verdict without charging, by the limits of a key and of the organization, too. A member asks for themselves, keys and staff for anybody in it.
 create function tokenlib.api_can_use(
-    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
+    p_caller uuid, p_secret bytea, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
     p_output_units bigint, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
     l tokenlib.answer;                         -- a limit that is reached
-    v_standing text := tokenlib.standing(p_caller, p_organization, 'check');
+    v_standing text := tokenlib.standing(p_caller, p_secret, p_organization, 'check');
     v_limits boolean := true;
 begin
-    if v_standing is null or (v_standing = 'member' and p_user <> p_caller) then
+    if v_standing is null then
         a.status := 'not_yours';
+        return a;
+    elsif v_standing = 'member' and p_user <> p_caller then
+        a.status := 'not_yourself';
         return a;
     elsif v_standing = 'member' then
         p_user := p_caller;
@@ -44,21 +47,22 @@ $$;
 
 -- Whether the balance would pay, for who may ask there: yes, no, or what is wrong with the question.
 create function tokenlib.api_has_enough(
-    p_caller uuid, p_organization uuid, p_feature text, p_units bigint
+    p_caller uuid, p_secret bytea, p_organization uuid, p_feature text, p_units bigint
 ) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return case when tokenlib.standing(p_caller, p_organization, 'check') is null then 'not_yours'
+    return case when tokenlib.standing(p_caller, p_secret, p_organization, 'check') is null then 'not_yours'
         else tokenlib.has_enough(p_organization, p_feature, p_units) end;
 end
 $$;
 
 -- Balances of one organization or of one of its wallets, up to date, for who may read there.
-create function tokenlib.api_balances(p_caller uuid, p_organization uuid, p_token_type text)
-returns setof public.ai_tokens
+create function tokenlib.api_balances(
+    p_caller uuid, p_secret bytea, p_organization uuid, p_token_type text
+) returns setof public.ai_tokens
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if tokenlib.standing(p_caller, p_organization, 'read') is null then
+    if tokenlib.standing(p_caller, p_secret, p_organization, 'read') is null then
         raise exception '%', p_organization using errcode = 'TK404';
     end if;
     return query select * from tokenlib.balances(p_organization, p_token_type);
@@ -66,8 +70,8 @@ end
 $$;
 
 -- The keys that the caller manages: staff and keys for every organization all of them, a key of one
--- organization its own. Never a digest.
-create function tokenlib.api_keys(p_caller uuid) returns table (
+-- organization its own, as long as whom it acts as is staff. Never a digest.
+create function tokenlib.api_keys(p_caller uuid, p_secret bytea) returns table (
     id uuid, organization_id uuid, name text, start text, scopes text[], owner_id uuid,
     requests_per_minute integer, seconds_between_requests numeric, tokens_per_request bigint,
     output_units_per_request bigint, limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
@@ -75,26 +79,30 @@ create function tokenlib.api_keys(p_caller uuid) returns table (
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    if p_secret is not null then
+        perform tokenlib.require_staff((select k.owner_id from public.ai_token_api_keys k
+            where k.id = p_caller), '{admin,support}');
+    end if;
     return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
         k.seconds_between_requests, k.tokens_per_request, k.output_units_per_request, k.limit_users,
         k.created_at, k.expires_at, k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
-    where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
+    where tokenlib.standing(p_caller, p_secret, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id;
 end
 $$;
 
 -- Figures for a monitoring system, cheap enough to be asked every few seconds; the same whichever
 -- process answers.
-create function tokenlib.api_metrics(p_caller uuid)
+create function tokenlib.api_metrics(p_caller uuid, p_secret bytea)
 returns table (name text, label text, label_value text, value double precision)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_now timestamptz := tokenlib.clock();
     v_since timestamptz := v_now - interval '5 minutes';
 begin
-    if tokenlib.standing(p_caller, null, 'metrics') is null then
+    if tokenlib.standing(p_caller, p_secret, null, 'metrics') is null then
         raise exception 'The figures are for staff, and for keys with the scope metrics.'
             using errcode = 'TK403';
     end if;

@@ -2517,8 +2517,9 @@ begin
 end
 $$;
 
--- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time and
--- each limit. In which organizations, tokenlib.standing has decided. Of a person it asks nothing.
+-- A key that makes another, or gets its new secret, gets no more than it has itself: in scopes, time,
+-- each limit, and whom it acts as. In which organizations, tokenlib.standing has decided. Of a person it
+-- asks nothing.
 create function tokenlib.require_no_more(p_maker uuid, p_key uuid) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -2528,6 +2529,7 @@ begin
     from public.ai_token_api_keys m
     join public.ai_token_api_keys k on k.id = p_key
     cross join lateral (values
+        ('owner_id', k.owner_id = m.owner_id),
         ('scopes', k.scopes <@ m.scopes),
         ('expires_at', coalesce(k.expires_at, 'infinity') <= coalesce(m.expires_at, 'infinity')),
         ('requests_per_minute', m.requests_per_minute is null
@@ -2540,7 +2542,10 @@ begin
             or coalesce(k.output_units_per_request <= m.output_units_per_request, false)),
         ('limit_users', k.limit_users >= m.limit_users)) as l (name, within)
     where m.id = p_maker and not l.within limit 1;
-    if v_more is not null then
+    if v_more = 'owner_id' then
+        raise exception 'A key may rotate only keys of the admin whom it acts as.'
+            using errcode = 'TK403';
+    elsif v_more is not null then
         raise exception 'A key cannot get more for another than it has itself: %.', v_more
             using errcode = 'TK403';
     end if;
@@ -2674,17 +2679,20 @@ end
 $$;
 -- The door of the HTTP API: each function names who calls, a person or an API key, and decides here
 -- what they may; so a route that gets the organization wrong reads and charges nothing. No answer
--- tells an organization that is another's from one that does not exist.
+-- tells an organization that is another's from one that does not exist. p_secret is the digest of the
+-- key that was shown, null for a person: a JWT that names a key in its sub is nobody's.
 
 -- What the caller is to the organization (null: to everyone) in what p_scope stands for: key, member
 -- or staff; null: nobody. What staff may, support or admin, their own functions decide.
-create function tokenlib.standing(p_caller uuid, p_organization uuid, p_scope text) returns text
+create function tokenlib.standing(
+    p_caller uuid, p_secret bytea, p_organization uuid, p_scope text
+) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     k public.ai_token_api_keys;
 begin
-    select * into k from public.ai_token_api_keys where id = p_caller;
-    if found then
+    if p_secret is not null then
+        select * into k from public.ai_token_api_keys where id = p_caller;
         return case when k.revoked_at is null and coalesce(k.expires_at, 'infinity') > tokenlib.clock()
             and p_scope = any (k.scopes)
             and (k.organization_id is null or k.organization_id = p_organization) then 'key' end;
@@ -2698,136 +2706,6 @@ begin
         return 'staff';
     end if;
     return null;
-end
-$$;
-
--- The minute windows that a call stands in: of the user, of the key, of the organization. What was
--- refused or replayed does not count.
-create function tokenlib.request_windows(
-    p_organization uuid, p_user uuid, p_key uuid, p_now timestamptz
-) returns table (name text, allowed bigint, used bigint, first_at timestamptz)
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-    v_since timestamptz := p_now - interval '1 minute';
-begin
-    select requests_per_minute into allowed from public.ai_token_limits
-    where organization_id = p_organization or organization_id is null
-    order by organization_id nulls last limit 1;
-    if p_user is not null and allowed is not null then
-        name := 'user_requests_per_minute';
-        select count(*), min(at) into used, first_at from (
-            select created_at as at from public.ai_token_usage_log
-            where organization_id = p_organization and user_id = p_user
-                and created_at > v_since and reservation_id is null
-            union all
-            select created_at from public.ai_token_reservations
-            where organization_id = p_organization and user_id = p_user and created_at > v_since
-        ) as requests;
-        return next;
-    end if;
-    select requests_per_minute into allowed from public.ai_token_api_keys where id = p_key;
-    if allowed is not null then
-        name := 'key_requests_per_minute';
-        select count(*), min(created_at) into used, first_at from public.ai_token_api_requests
-        where caller_id = p_key and created_at > v_since and verb in ('deduct', 'reserve');
-        return next;
-    end if;
-    select coalesce(s.requests_per_minute, p.organization_requests_per_minute) into strict allowed
-    from public.ai_token_parameters p
-    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
-    if allowed is not null then
-        name := 'organization_requests_per_minute';
-        select count(*), min(created_at) into used, first_at from public.ai_token_api_requests
-        where organization_id = p_organization and created_at > v_since
-            and verb in ('deduct', 'reserve');
-        return next;
-    end if;
-end
-$$;
-
--- What a limit that is reached means by the switch: rate_limited, or ok; on record unless it is off.
-create function tokenlib.refuse_request(
-    a tokenlib.answer, p_now timestamptz, p_mode text, p_asking boolean
-) returns tokenlib.answer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-begin
-    select coalesce(p_mode,
-        case when s.mode_until is null or s.mode_until > p_now then s.mode end,
-        case when p.mode_until is null or p.mode_until > p_now then p.mode end, 'enforce')
-    into strict a.mode
-    from public.ai_token_parameters p
-    left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
-    a.status := 'rate_limited';
-    if a.mode <> 'off' and not p_asking then
-        -- As a charge, which has its transaction id before it reads the clock.
-        perform pg_current_xact_id();
-        perform tokenlib.record_refusal(a, tokenlib.clock());
-    end if;
-    if a.mode <> 'enforce' then
-        a.status := 'ok';
-    end if;
-    return a;
-end
-$$;
-
--- Limits of the key and of the organization; those of the user are the gate's own. status ok, or
--- rate_limited and on record. Callers of the same key or organization take turns where it has a limit.
--- p_asking: only ask; nobody waits, and nothing is recorded.
-create function tokenlib.check_request_limits(
-    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_metadata jsonb,
-    p_mode text, p_asking boolean
-) returns tokenlib.answer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-declare
-    a tokenlib.answer;
-    k public.ai_token_api_keys;
-    r record;
-    v_now timestamptz;
-    v_last timestamptz;
-begin
-    a.status := 'ok';
-    select * into k from public.ai_token_api_keys where id = p_key;
-    if not p_asking
-        and (k.requests_per_minute is not null or k.seconds_between_requests is not null) then
-        -- One lock wherever it calls: a key may be for every organization.
-        perform tokenlib.lock_key('00000000-0000-0000-0000-000000000000', 'key ' || p_key::text);
-    end if;
-    if not p_asking and exists (select from public.ai_token_parameters p
-        left join public.ai_token_organization_settings s on s.organization_id = p_organization
-        where coalesce(s.requests_per_minute, p.organization_requests_per_minute) is not null) then
-        perform tokenlib.lock_key(p_organization, 'requests');
-    end if;
-    v_now := tokenlib.clock();
-    a.organization_id := p_organization;
-    a.user_id := p_user;
-    a.feature := p_feature;
-    select token_type, cost * p_units into a.token_type, a.needed
-    from public.ai_token_features where feature = p_feature;
-    if a.needed > k.tokens_per_request then
-        a.limit_name := 'key_tokens_per_request';
-        a.allowed := k.tokens_per_request;
-    elsif tokenlib.output_units(p_metadata) > k.output_units_per_request then
-        a.limit_name := 'key_output_units_per_request';
-        a.allowed := k.output_units_per_request;
-    end if;
-    for r in select * from tokenlib.request_windows(p_organization, null, p_key, v_now) loop
-        if a.limit_name is null and r.used >= r.allowed then
-            a.limit_name := r.name;
-            a.allowed := r.allowed;
-            a.retry_after := extract(epoch from r.first_at + interval '1 minute' - v_now);
-        end if;
-    end loop;
-    if a.limit_name is null and k.seconds_between_requests is not null then
-        select max(created_at) into v_last from public.ai_token_api_requests
-        where caller_id = p_key and verb in ('deduct', 'reserve');
-        if extract(epoch from v_now - v_last) < k.seconds_between_requests then
-            a.limit_name := 'key_seconds_between_requests';
-            a.allowed := ceil(k.seconds_between_requests);
-            a.retry_after := k.seconds_between_requests - extract(epoch from v_now - v_last);
-        end if;
-    end if;
-    return case when a.limit_name is null then a
-        else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
 end
 $$;
 
@@ -2849,7 +2727,7 @@ $$;
 -- when it was used for something else. What was refused is not kept: it is decided anew.
 -- With it, after a charge or a hold: the minute window that has least left.
 create function tokenlib.api_write(
-    p_caller uuid, p_verb text, p_organization uuid, p_user uuid, p_key text, p_hash bytea,
+    p_caller uuid, p_secret bytea, p_verb text, p_organization uuid, p_user uuid, p_key text, p_hash bytea,
     p_args jsonb, p_mode text, out a tokenlib.answer, out window_name text,
     out window_allowed bigint, out window_left bigint, out window_ends_after double precision
 )
@@ -2875,10 +2753,9 @@ begin
         return;
     end if;
     -- A person hears what is missing, but nothing of an organization that is not theirs.
-    if v_scope = 'admin' and tokenlib.standing(p_caller, p_organization, 'admin') is null
-        and (tokenlib.standing(p_caller, p_organization, 'check') = 'member'
-            or (p_organization is null
-                and not exists (select from public.ai_token_api_keys where id = p_caller))) then
+    if v_scope = 'admin' and tokenlib.standing(p_caller, p_secret, p_organization, 'admin') is null
+        and (tokenlib.standing(p_caller, p_secret, p_organization, 'check') = 'member'
+            or (p_organization is null and p_secret is null)) then
         raise exception 'Only staff may do this, and you are not staff. Ask whoever runs this service.'
             using errcode = 'TK403';
     end if;
@@ -2887,15 +2764,15 @@ begin
         select organization_id into v_target from public.ai_token_api_keys
         where id = (p_args ->> 'id')::uuid;
         if not found then
-            a.status := case when tokenlib.standing(p_caller, null, 'admin') is null
+            a.status := case when tokenlib.standing(p_caller, p_secret, null, 'admin') is null
                 then 'not_yours' else 'unknown_key' end;
             return;
         end if;
     end if;
-    v_standing := tokenlib.standing(p_caller, v_target, v_scope);
+    v_standing := tokenlib.standing(p_caller, p_secret, v_target, v_scope);
     if p_verb = 'refund' and v_standing is null then
         -- The product's server gives back what it charged; a person needs an admin's rights.
-        v_standing := tokenlib.standing(p_caller, v_target, 'spend');
+        v_standing := tokenlib.standing(p_caller, p_secret, v_target, 'spend');
         if v_standing = 'key' then
             v_scope := 'spend';
         else
@@ -2907,6 +2784,11 @@ begin
         return;
     end if;
     if v_standing = 'key' then
+        if p_verb in ('create_key', 'rotate_key', 'revoke_key') then
+            -- In one order: two keys may turn each other.
+            perform from public.ai_token_api_keys where id in (p_caller, (p_args ->> 'id')::uuid)
+            order by id for update;
+        end if;
         select * into strict k from public.ai_token_api_keys where id = p_caller;
         v_actor := k.owner_id;
         v_limits := k.limit_users;
@@ -2915,7 +2797,7 @@ begin
         end if;
     elsif v_standing = 'member' then
         if p_user <> p_caller then
-            a.status := 'not_yours';
+            a.status := 'not_yourself';
             return;
         end if;
         p_user := p_caller;
@@ -2946,6 +2828,12 @@ begin
         where organization_id = v_place and idempotency_key = p_key and reservation_id is null) then
         a.status := 'conflict'; -- a charge has its key in the log alone
         return;
+    end if;
+
+    -- Else whoever found it could keep it alive for ever.
+    if p_verb in ('create_key', 'rotate_key', 'revoke_key') and k.digest <> p_secret then
+        raise exception 'The secret of this API key was replaced. Manage keys with its new one.'
+            using errcode = 'TK403';
     end if;
 
     if p_verb in ('deduct', 'reserve') then
@@ -3086,6 +2974,137 @@ begin
             as r
         order by r.allowed - r.used limit 1;
     end if;
+end
+$$;
+-- The limits of API keys and of organizations on calls that charge or hold.
+
+-- The minute windows that a call stands in: of the user, of the key, of the organization. What was
+-- refused or replayed does not count.
+create function tokenlib.request_windows(
+    p_organization uuid, p_user uuid, p_key uuid, p_now timestamptz
+) returns table (name text, allowed bigint, used bigint, first_at timestamptz)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_since timestamptz := p_now - interval '1 minute';
+begin
+    select requests_per_minute into allowed from public.ai_token_limits
+    where organization_id = p_organization or organization_id is null
+    order by organization_id nulls last limit 1;
+    if p_user is not null and allowed is not null then
+        name := 'user_requests_per_minute';
+        select count(*), min(at) into used, first_at from (
+            select created_at as at from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user
+                and created_at > v_since and reservation_id is null
+            union all
+            select created_at from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user and created_at > v_since
+        ) as requests;
+        return next;
+    end if;
+    select requests_per_minute into allowed from public.ai_token_api_keys where id = p_key;
+    if allowed is not null then
+        name := 'key_requests_per_minute';
+        select count(*), min(created_at) into used, first_at from public.ai_token_api_requests
+        where caller_id = p_key and created_at > v_since and verb in ('deduct', 'reserve');
+        return next;
+    end if;
+    select coalesce(s.requests_per_minute, p.organization_requests_per_minute) into strict allowed
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = p_organization;
+    if allowed is not null then
+        name := 'organization_requests_per_minute';
+        select count(*), min(created_at) into used, first_at from public.ai_token_api_requests
+        where organization_id = p_organization and created_at > v_since
+            and verb in ('deduct', 'reserve');
+        return next;
+    end if;
+end
+$$;
+
+-- What a limit that is reached means by the switch: rate_limited, or ok; on record unless it is off.
+create function tokenlib.refuse_request(
+    a tokenlib.answer, p_now timestamptz, p_mode text, p_asking boolean
+) returns tokenlib.answer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+    select coalesce(p_mode,
+        case when s.mode_until is null or s.mode_until > p_now then s.mode end,
+        case when p.mode_until is null or p.mode_until > p_now then p.mode end, 'enforce')
+    into strict a.mode
+    from public.ai_token_parameters p
+    left join public.ai_token_organization_settings s on s.organization_id = a.organization_id;
+    a.status := 'rate_limited';
+    if a.mode <> 'off' and not p_asking then
+        -- As a charge, which has its transaction id before it reads the clock.
+        perform pg_current_xact_id();
+        perform tokenlib.record_refusal(a, tokenlib.clock());
+    end if;
+    if a.mode <> 'enforce' then
+        a.status := 'ok';
+    end if;
+    return a;
+end
+$$;
+
+-- Limits of the key and of the organization; those of the user are the gate's own. status ok, or
+-- rate_limited and on record. Callers of the same key or organization take turns where it has a limit.
+-- p_asking: only ask; nobody waits, and nothing is recorded.
+create function tokenlib.check_request_limits(
+    p_organization uuid, p_user uuid, p_key uuid, p_feature text, p_units bigint, p_metadata jsonb,
+    p_mode text, p_asking boolean
+) returns tokenlib.answer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    a tokenlib.answer;
+    k public.ai_token_api_keys;
+    r record;
+    v_now timestamptz;
+    v_last timestamptz;
+begin
+    a.status := 'ok';
+    select * into k from public.ai_token_api_keys where id = p_key;
+    if not p_asking
+        and (k.requests_per_minute is not null or k.seconds_between_requests is not null) then
+        -- One lock wherever it calls: a key may be for every organization.
+        perform tokenlib.lock_key('00000000-0000-0000-0000-000000000000', 'key ' || p_key::text);
+    end if;
+    if not p_asking and exists (select from public.ai_token_parameters p
+        left join public.ai_token_organization_settings s on s.organization_id = p_organization
+        where coalesce(s.requests_per_minute, p.organization_requests_per_minute) is not null) then
+        perform tokenlib.lock_key(p_organization, 'requests');
+    end if;
+    v_now := tokenlib.clock();
+    a.organization_id := p_organization;
+    a.user_id := p_user;
+    a.feature := p_feature;
+    select token_type, cost * p_units into a.token_type, a.needed
+    from public.ai_token_features where feature = p_feature;
+    if a.needed > k.tokens_per_request then
+        a.limit_name := 'key_tokens_per_request';
+        a.allowed := k.tokens_per_request;
+    elsif tokenlib.output_units(p_metadata) > k.output_units_per_request then
+        a.limit_name := 'key_output_units_per_request';
+        a.allowed := k.output_units_per_request;
+    end if;
+    for r in select * from tokenlib.request_windows(p_organization, null, p_key, v_now) loop
+        if a.limit_name is null and r.used >= r.allowed then
+            a.limit_name := r.name;
+            a.allowed := r.allowed;
+            a.retry_after := extract(epoch from r.first_at + interval '1 minute' - v_now);
+        end if;
+    end loop;
+    if a.limit_name is null and k.seconds_between_requests is not null then
+        select max(created_at) into v_last from public.ai_token_api_requests
+        where caller_id = p_key and verb in ('deduct', 'reserve');
+        if extract(epoch from v_now - v_last) < k.seconds_between_requests then
+            a.limit_name := 'key_seconds_between_requests';
+            a.allowed := ceil(k.seconds_between_requests);
+            a.retry_after := k.seconds_between_requests - extract(epoch from v_now - v_last);
+        end if;
+    end if;
+    return case when a.limit_name is null then a
+        else tokenlib.refuse_request(a, v_now, p_mode, p_asking) end;
 end
 $$;
 -- The rollups of the log, closed step by step (five minutes) while charges are being written, with
@@ -4236,7 +4255,9 @@ begin
     if v_places is null then
         return;
     end if;
-    perform tokenlib.use_key(caller, v_now) from (select distinct unnest(v_callers)) as k (caller);
+    perform tokenlib.use_key(k.caller, v_now)
+    from (select distinct c.caller from unnest(v_callers, v_places) as c (caller, place)
+        where p_digests[c.place] is not null) as k;
     return query select v_places[c.place], c.locked, v_callers[c.place], c.token_type, c.tokens,
             c.balance, c.created_at
         from tokenlib.deduct_many(v_ids, v_organizations, v_users, v_features, v_units, v_metadata,
@@ -4586,18 +4607,21 @@ $$;
 
 -- The whole verdict without charging, by the limits of a key and of the organization, too. A member asks for themselves, keys and staff for anybody in it.
 create function tokenlib.api_can_use(
-    p_caller uuid, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
+    p_caller uuid, p_secret bytea, p_organization uuid, p_user uuid, p_feature text, p_units bigint,
     p_output_units bigint, p_mode text
 ) returns tokenlib.answer
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     a tokenlib.answer;
     l tokenlib.answer;                         -- a limit that is reached
-    v_standing text := tokenlib.standing(p_caller, p_organization, 'check');
+    v_standing text := tokenlib.standing(p_caller, p_secret, p_organization, 'check');
     v_limits boolean := true;
 begin
-    if v_standing is null or (v_standing = 'member' and p_user <> p_caller) then
+    if v_standing is null then
         a.status := 'not_yours';
+        return a;
+    elsif v_standing = 'member' and p_user <> p_caller then
+        a.status := 'not_yourself';
         return a;
     elsif v_standing = 'member' then
         p_user := p_caller;
@@ -4628,21 +4652,22 @@ $$;
 
 -- Whether the balance would pay, for who may ask there: yes, no, or what is wrong with the question.
 create function tokenlib.api_has_enough(
-    p_caller uuid, p_organization uuid, p_feature text, p_units bigint
+    p_caller uuid, p_secret bytea, p_organization uuid, p_feature text, p_units bigint
 ) returns text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    return case when tokenlib.standing(p_caller, p_organization, 'check') is null then 'not_yours'
+    return case when tokenlib.standing(p_caller, p_secret, p_organization, 'check') is null then 'not_yours'
         else tokenlib.has_enough(p_organization, p_feature, p_units) end;
 end
 $$;
 
 -- Balances of one organization or of one of its wallets, up to date, for who may read there.
-create function tokenlib.api_balances(p_caller uuid, p_organization uuid, p_token_type text)
-returns setof public.ai_tokens
+create function tokenlib.api_balances(
+    p_caller uuid, p_secret bytea, p_organization uuid, p_token_type text
+) returns setof public.ai_tokens
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
-    if tokenlib.standing(p_caller, p_organization, 'read') is null then
+    if tokenlib.standing(p_caller, p_secret, p_organization, 'read') is null then
         raise exception '%', p_organization using errcode = 'TK404';
     end if;
     return query select * from tokenlib.balances(p_organization, p_token_type);
@@ -4650,8 +4675,8 @@ end
 $$;
 
 -- The keys that the caller manages: staff and keys for every organization all of them, a key of one
--- organization its own. Never a digest.
-create function tokenlib.api_keys(p_caller uuid) returns table (
+-- organization its own, as long as whom it acts as is staff. Never a digest.
+create function tokenlib.api_keys(p_caller uuid, p_secret bytea) returns table (
     id uuid, organization_id uuid, name text, start text, scopes text[], owner_id uuid,
     requests_per_minute integer, seconds_between_requests numeric, tokens_per_request bigint,
     output_units_per_request bigint, limit_users boolean, created_at timestamptz, expires_at timestamptz, last_used_at timestamptz,
@@ -4659,26 +4684,30 @@ create function tokenlib.api_keys(p_caller uuid) returns table (
 )
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
+    if p_secret is not null then
+        perform tokenlib.require_staff((select k.owner_id from public.ai_token_api_keys k
+            where k.id = p_caller), '{admin,support}');
+    end if;
     return query
     select k.id, k.organization_id, k.name, k.start, k.scopes, k.owner_id, k.requests_per_minute,
         k.seconds_between_requests, k.tokens_per_request, k.output_units_per_request, k.limit_users,
         k.created_at, k.expires_at, k.last_used_at, k.old_until, k.revoked_at
     from public.ai_token_api_keys k
-    where tokenlib.standing(p_caller, k.organization_id, 'admin') is not null
+    where tokenlib.standing(p_caller, p_secret, k.organization_id, 'admin') is not null
     order by k.created_at desc, k.id;
 end
 $$;
 
 -- Figures for a monitoring system, cheap enough to be asked every few seconds; the same whichever
 -- process answers.
-create function tokenlib.api_metrics(p_caller uuid)
+create function tokenlib.api_metrics(p_caller uuid, p_secret bytea)
 returns table (name text, label text, label_value text, value double precision)
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_now timestamptz := tokenlib.clock();
     v_since timestamptz := v_now - interval '5 minutes';
 begin
-    if tokenlib.standing(p_caller, null, 'metrics') is null then
+    if tokenlib.standing(p_caller, p_secret, null, 'metrics') is null then
         raise exception 'The figures are for staff, and for keys with the scope metrics.'
             using errcode = 'TK403';
     end if;

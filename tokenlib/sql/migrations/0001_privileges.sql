@@ -8,14 +8,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         ->> 'sub')::pg_catalog.uuid
 $$;
 
--- A person's, or the one that an API key was made for, while the key is good.
+-- A person's, or the one that an API key was made for, while the key is good. A key has a claim of its
+-- own: no sub is taken for one, whatever the issuer puts there.
 create function tokenlib.my_organizations() returns uuid[]
 language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select coalesce(array_agg(organization_id), '{}') from (
         select organization_id from public.user_profiles where id = tokenlib.uid()
         union all
         select organization_id from public.ai_token_api_keys
-        where id = tokenlib.uid() and organization_id is not null and revoked_at is null
+        where id = (nullif(pg_catalog.current_setting('request.jwt.claims', true), '')::pg_catalog.jsonb
+                ->> 'tokenlib_api_key')::pg_catalog.uuid
+            and organization_id is not null and revoked_at is null
             and coalesce(expires_at, 'infinity') > tokenlib.clock() and 'read' = any (scopes)
     ) as mine
 $$;

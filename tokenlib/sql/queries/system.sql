@@ -11,7 +11,7 @@ where current_setting(name) = 'off'
 -- name: become
 select set_config('role', %(role)s, true),
     set_config('request.jwt.claims',
-        coalesce(jsonb_build_object('sub', %(user_id)s::text)::text, ''), true),
+        coalesce(jsonb_build_object(%(claim)s::text, %(user_id)s::text)::text, ''), true),
     -- Lists of 100,000 are sorted and grouped in memory; a server that gives more keeps that.
     set_config('work_mem', greatest(pg_size_bytes(current_setting('work_mem')) / 1024, 16384)
         || 'kB', true),
