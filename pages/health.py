@@ -22,7 +22,9 @@ with st.skeleton(height=420):
     speed.draw(reports, context)
 if session.demo_mode() and demo.loaded(tokens):
     with st.skeleton(height=320):
-        legacy.draw(demo.legacy.figures(tokens.database.url), reports.findings(), context)
+        faults = demo.legacy.figures(tokens.database.url)
+        people = {str(row.user_id): row.full_name for row in reports.staff()}
+        legacy.draw(faults, reports.findings(), people, context)
 settling.draw(person, context)
 with books:
     verifying.draw(reports, context)

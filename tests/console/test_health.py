@@ -70,6 +70,25 @@ def test_an_admin_settles_a_finding_and_sees_its_entry(
     assert tokens.verify().closed
 
 
+@pytest.mark.parametrize("persona", ["admin", "support"])
+def test_who_settled_a_finding_of_the_old_system_has_a_name(
+    console: Open,
+    tokens: Tokens,
+    finding: object,
+    persona: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def settled_by() -> list[object]:
+        return list(table(console("health.py", persona), "settlement")["settled_by"])  # type: ignore[index]
+
+    monkeypatch.setattr(demo, "loaded", lambda _tokens: True)
+    monkeypatch.setattr(demo.legacy, "figures", lambda _url: [])
+    assert settled_by() == [None]
+    by = {"actor": str(ADMIN.user_id), "reason": WHY}
+    tokens.settle_finding(HEALTHY.organization_id, str(finding), **by)
+    assert settled_by() == [ADMIN.name]
+
+
 def test_support_may_look_at_a_finding_and_not_settle_it(
     console: Open, tokens: Tokens, finding: object
 ) -> None:

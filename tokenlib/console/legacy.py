@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
@@ -12,8 +12,16 @@ from tokenlib.demo.legacy import Fault
 from tokenlib.reports.health import FindingRow
 
 
-def draw(faults: Sequence[Fault], findings: Sequence[FindingRow], context: Context) -> None:
-    """The faults that the old monitoring queries find, and what became of them in the books."""
+def draw(
+    faults: Sequence[Fault],
+    findings: Sequence[FindingRow],
+    people: Mapping[str, str],
+    context: Context,
+) -> None:
+    """The faults that the old monitoring queries find, and what became of them in the books.
+
+    `people` are the names of staff by id.
+    """
     with st.container(border=True):
         st.markdown("**The old system, before and after**")
         st.caption(
@@ -36,9 +44,11 @@ def draw(faults: Sequence[Fault], findings: Sequence[FindingRow], context: Conte
             "The same organizations in these books: the balance that the customer can use was kept,"
             " the sums close, and each fault is a finding until somebody settles it."
         )
-        names = ["kind", "organization", "token_type", "settled_by", "settlement"]
+        names = ["kind", "organization", "token_type", "settlement"]
         data = tables.frame(findings, names, context)
         data.insert(3, "state", ["Settled" if row.settled_at else "Open" for row in findings])
+        by = [people.get(row.settled_by or "", row.settled_by) for row in findings]
+        data.insert(4, "settled_by", by)
         tables.show(
             data,
             {
