@@ -5,7 +5,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, Route
 
 from tokenlib.api import create_app
-from tokenlib.console import door, links, process, refusals
+from tokenlib.console import door, links, nowhere, process, refusals
 
 settings = process.settings_or_exit()
 process.require_safe(
@@ -16,7 +16,7 @@ app = st.App(
     process.FRAME,
     # A mount answers below its path; the path itself would be a page of the console.
     routes=[Mount("/api", app=api), Route("/api", endpoint=api), *links.start_pages()],
-    middleware=[Middleware(door.Door)],
+    middleware=[Middleware(door.Door), Middleware(nowhere.Nowhere)],
     lifespan=process.lifespan,
     secrets=process.secrets(settings),
     on_script_error=refusals.unexpected,

@@ -105,6 +105,33 @@ def test_the_api_answers_beside_the_console(server: Served) -> None:
         assert "error" in json.load(answer)
 
 
+def status(address: str) -> int:
+    try:
+        with urlopen(address, timeout=10) as answer:  # noqa: S310
+            return int(answer.status)
+    except HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_path_that_does_not_exist_is_a_404_that_leads_to_the_console(
+    server: Served, visit: Visit
+) -> None:
+    with urlopen(server.address, timeout=10) as answer:  # noqa: S310
+        assets = re.findall(r'(?:src|href)="\./(static/[^"]+)"', answer.read().decode())
+    assert assets
+    pages = ["", "overview", "organization?id=7", "settings?view=Changes", "tokens", "usage/"]
+    for path in (*pages, *assets, "favicon.png", "_stcore/health", "api/v1/docs"):
+        assert status(f"{server.address}/{path}") == 200, path
+    nothing = ["nothing", "v1/health", "robots.txt", "API/v1/health", "settings/x", "static/x.js"]
+    for path in (*nothing, "settings.py", "_stcore/nothing", "app/static/x"):
+        assert status(f"{server.address}/{path}") == 404, path
+    with visit.page.context.new_page() as page:  # which may say that something is a 404
+        page.goto(f"{server.address}/settings/x")
+        page.get_by_role("link", name="Go to its start").click()
+        expect(page.get_by_role("heading", name="Overview", exact=True, level=1)).to_be_visible()
+
+
 def test_a_reload_keeps_the_persona_of_the_demo(visit: Visit) -> None:
     page = visit.open("usage")
     visit.sign_in("support")
