@@ -12,6 +12,7 @@ from tests.db.conftest import Person
 from tokenlib import Tokens
 from tokenlib.db import statements
 from tokenlib.doctor import examine
+from tokenlib.errors import PermissionDenied
 from tokenlib.testing import TestDatabase
 
 DEDUCT = "select status from tokenlib.deduct(%s, %s, 'generate_goal', 1, null, %s, true, null)"
@@ -80,11 +81,19 @@ def test_the_switch_is_for_everyone_where_no_organization_is_named(
     tokens.set_mode("log_only", actor="an operator", reason="a drill")
     assert tokens.deduct_tokens(*pro, "generate_goal").remaining_balance == 20
     asked = dict.fromkeys(("organization_id", "user_id", "mode"))
-    row = tokens.database.call(
-        statements("api")["write_for_everyone"],
-        {**asked, "caller": uuid4(), "verb": "set_mode", "key": "k", "hash": b"", "args": "{}"},
-    )
-    assert row["status"] == "not_yours"
+    with pytest.raises(PermissionDenied, match="Only staff"):
+        tokens.database.call(
+            statements("api")["write_for_everyone"],
+            {
+                **asked,
+                "caller": uuid4(),
+                "secret": None,
+                "verb": "set_mode",
+                "key": "k",
+                "hash": b"",
+                "args": "{}",
+            },
+        )
 
 
 def test_periods_of_every_organization_are_refreshed(

@@ -9,8 +9,8 @@ from tokenlib.api_write(%(caller)s, %(secret)s, %(verb)s, %(organization_id)s, %
 -- Apart: asked for the function alone, Citus looks for the node of an organization that is null, and
 -- crashes.
 with written as materialized (
-    select * from tokenlib.api_write(%(caller)s, %(secret)s, %(verb)s, %(organization_id)s, %(user_id)s, %(key)s,
-        %(hash)s, %(args)s, %(mode)s)
+    select * from tokenlib.api_write(%(caller)s, %(secret)s, %(verb)s, %(organization_id)s, %(user_id)s,
+        %(key)s, %(hash)s, %(args)s, %(mode)s)
 )
 select (a).*, window_name, window_allowed, window_left, window_ends_after from written
 
