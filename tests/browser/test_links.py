@@ -12,6 +12,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.conftest import Served
 from tests.browser.visiting import Visit
+from tokenlib import demo
 
 LIST = "Balances of each organization"
 
@@ -95,6 +96,17 @@ def test_every_choice_of_use_is_in_the_link(visit: Visit, colleague: Visit) -> N
     expect(theirs.get_by_role("combobox", name="Feature")).to_have_value("Forecast revenue")
     page.reload()
     expect(page.get_by_role("radio", name="90d", exact=True)).to_be_checked()
+
+
+def test_what_a_search_found_is_not_marked_as_the_page_on_screen(visit: Visit) -> None:
+    page = visit.open(f"organization?id={demo.SCENARIOS['healthy'].organization_id}")
+    page.get_by_role("searchbox", name="Find an organization").fill("Cedar")
+    found = page.get_by_test_id("stSidebar").get_by_role("link", name=re.compile("^Cedar"))
+    expect(found.nth(1)).to_be_visible()
+    visit.drawn()
+    for link in found.all():
+        expect(link).to_have_css("background-color", "rgba(0, 0, 0, 0)")
+        expect(link.get_by_text("Cedar").first).to_have_css("font-weight", "400")
 
 
 def test_the_api_answers_beside_the_console(server: Served) -> None:

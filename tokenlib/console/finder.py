@@ -10,6 +10,12 @@ from tokenlib.console.session import Person
 
 KEY = "find"
 _FOUND = 6
+_LIST = "found"
+# Each found name leads to the page Organization, and Streamlit marks a link to the page on screen.
+_PLAIN = f"""<style>
+.st-key-{_LIST} a:not(:hover, :focus-visible) {{ background: none }}
+.st-key-{_LIST} a p {{ font-weight: inherit }}
+</style>"""
 
 
 @st.fragment
@@ -28,10 +34,12 @@ def draw(person: Person) -> None:
     if not search:
         return
     found = person.reports.organizations(search, limit=_FOUND)
-    for row in found.rows:
-        # A link, which the browser follows itself: while a button of a fragment waits for its
-        # answer, Overview may ask for its latest charges, and Streamlit then empties the new page.
-        links.found(row)
+    st.html(_PLAIN)
+    with st.container(key=_LIST):
+        for row in found.rows:
+            # A link, which the browser follows itself: while a button of a fragment waits for its
+            # answer, Overview may ask for its latest charges, and Streamlit then empties the page.
+            links.found(row)
     if not found.rows:
         st.caption("No organization matches.")
     elif found.total > len(found.rows):
