@@ -155,7 +155,11 @@ class Visit:
         self.page.get_by_role("button", name=label, exact=True).click()
 
     def pick(self, label: str, option: str, within: Locator | None = None) -> None:
-        """Choose an option of a list by typing it, as a person in a hurry does."""
+        """Choose an option of a list by typing it, as a person in a hurry does.
+
+        What is drawn anew while somebody types closes the list.
+        """
+        self.drawn()
         field = (within or self.page).get_by_role("combobox", name=label, exact=True)
         field.fill(option)
         self.page.get_by_role("option", name=option, exact=True).click()
