@@ -98,15 +98,27 @@ def test_every_choice_of_use_is_in_the_link(visit: Visit, colleague: Visit) -> N
     expect(page.get_by_role("radio", name="90d", exact=True)).to_be_checked()
 
 
-def test_what_a_search_found_is_not_marked_as_the_page_on_screen(visit: Visit) -> None:
+def test_a_found_organization_is_as_on_any_page_when_another_is_on_screen(visit: Visit) -> None:
     page = visit.open(f"organization?id={demo.SCENARIOS['healthy'].organization_id}")
+    here = page.url
     page.get_by_role("searchbox", name="Find an organization").fill("Cedar")
     found = page.get_by_test_id("stSidebar").get_by_role("link", name=re.compile("^Cedar"))
     expect(found.nth(1)).to_be_visible()
     visit.drawn()
-    for link in found.all():
+    for link in found.all():  # none is marked as the page on screen
         expect(link).to_have_css("background-color", "rgba(0, 0, 0, 0)")
         expect(link.get_by_text("Cedar").first).to_have_css("font-weight", "400")
+    for place in (0, 1):
+        there = found.nth(place).get_attribute("href")
+        name = found.nth(place).get_by_text("Cedar").inner_text()
+        found.nth(place).click()
+        page.wait_for_url(f"**/{there}")
+        expect(page.get_by_test_id("stMain").get_by_text(name, exact=True)).to_be_visible()
+        visit.drawn()
+    page.go_back()
+    page.go_back()
+    page.wait_for_url(here)
+    expect(page.get_by_test_id("stMain").get_by_text("Cedar Plumbing 01")).to_be_visible()
 
 
 def test_the_api_answers_beside_the_console(server: Served) -> None:

@@ -39,6 +39,7 @@ if (!window.tokenlibSteps) {
 </script>"""
 _QUERIES = "queries_kept"
 _HERE = "query_of"
+_ON = "organization_on_screen"
 _DUE = "query_due"
 
 
@@ -152,6 +153,10 @@ def asked(reports: Reports) -> OrganizationRow:
     Somebody else's or a deleted organization looks like none.
     """
     text = st.query_params.get(ID, "").strip()
+    if text and st.session_state.get(_ON) != text:
+        # A link from one organization to another leads to the page that is there, and the browser
+        # leaves its address as it was until somebody writes it.
+        st.session_state[_ON] = st.query_params[ID] = text
     try:
         row = reports.organization(text) if text else None
     except InvalidInput:
