@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,6 +36,8 @@ class Issuer:
     fetches: int = 0
     broken: bool = False
     url: str = ""
+    asked: threading.Event = field(default_factory=threading.Event)
+    answers: threading.Event = field(default_factory=threading.Event)  # else it hangs
 
     def rotate(self, name: str, kind: str) -> None:
         """From now on there is this key alone."""
@@ -66,10 +69,13 @@ class Issuer:
 def issuer() -> Iterator[Issuer]:
     """A running issuer."""
     issuer = Issuer()
+    issuer.answers.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.fetches += 1
+            issuer.asked.set()
+            issuer.answers.wait()
             self.send_response(503 if issuer.broken else 200)
             self.end_headers()
             self.wfile.write(b"" if issuer.broken else issuer.public())
@@ -121,6 +127,24 @@ def test_keys_change(member: Member, issuer: Issuer, monkeypatch: pytest.MonkeyP
     assert status(member, new) == 200
     assert issuer.fetches == 2
     assert status(member, old) == 401
+
+
+def test_a_slow_issuer_keeps_nobody_waiting_whose_key_is_known(
+    member: Member, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, invented = issuer.sign(member.user), issuer.sign(member.user, "invented")
+    assert status(member, known) == 200
+    clock = jwt.jwks_client.time.monotonic  # type: ignore[attr-defined]
+    monkeypatch.setattr("jwt.jwks_client.time.monotonic", lambda: clock() + 31)
+    issuer.asked.clear()
+    issuer.answers.clear()
+    with ThreadPoolExecutor(1) as somebody:
+        waits = somebody.submit(status, member, invented)
+        assert issuer.asked.wait(30)
+        assert status(member, known) == 200
+        assert not waits.done()
+        issuer.answers.set()
+        assert waits.result() == 401
 
 
 def test_the_algorithm_is_not_the_caller_s_choice(member: Member, issuer: Issuer) -> None:

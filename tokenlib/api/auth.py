@@ -6,7 +6,6 @@ it is only settled who it is.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -169,7 +168,6 @@ class _Judge:
             )
         self.at_once = self._jwks is None
         self._algorithms = ["HS256"] if self.at_once else ["RS256", "ES256"]
-        self._lock = threading.Lock()
 
     def claims(self, encoded: str) -> dict[str, Any]:
         """What a JWT says; PyJWTError unless this issuer made it, for us, and it still holds."""
@@ -191,10 +189,15 @@ class _Judge:
         if self._jwks is None:
             return self._issuer.secret
         # The header is the caller's: what it asks for is looked at before anything is fetched.
-        if jwt.get_unverified_header(encoded).get("alg") not in self._algorithms:
+        header = jwt.get_unverified_header(encoded)
+        if header.get("alg") not in self._algorithms:
             raise jwt.InvalidAlgorithmError
-        with self._lock:  # one fetch, however many ask
-            return self._jwks.get_signing_key_from_jwt(encoded)
+        # A key that is kept waits for nobody: a stranger's unknown one may wait for a slow issuer.
+        kept = self._jwks.jwk_set_cache and self._jwks.jwk_set_cache.get()
+        for key in kept.keys if kept else ():
+            if key.key_id == header.get("kid") and key.public_key_use in ("sig", None):
+                return key
+        return self._jwks.get_signing_key_from_jwt(encoded)  # one fetch, however many ask
 
 
 def _user_id(claims: dict[str, Any]) -> UUID:
