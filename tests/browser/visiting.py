@@ -157,10 +157,12 @@ class Visit:
     def pick(self, label: str, option: str, within: Locator | None = None) -> None:
         """Choose an option of a list by typing it, as a person in a hurry does.
 
-        What is drawn anew while somebody types closes the list.
+        What is drawn anew while somebody types closes the list, and so does what scrolls: the field
+        is brought into sight before.
         """
         self.drawn()
         field = (within or self.page).get_by_role("combobox", name=label, exact=True)
+        field.click()
         field.fill(option)
         self.page.get_by_role("option", name=option, exact=True).click()
         expect(field).to_have_value(option)
