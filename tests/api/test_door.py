@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from tokenlib.db import statements
 from tokenlib.errors import PermissionDenied
+from tokenlib.keys import digest
 from tokenlib.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -49,10 +50,13 @@ def write(
     args = dict(VERBS[verb])
     if verb in ("rotate_key", "revoke_key"):
         args["id"] = str(world.key_ids["own"])
+    shown = {world.key_ids[name]: world.keys[name]["Authorization"] for name in world.key_ids}
+    secret = shown.get(caller, "").removeprefix("Bearer ")
     return tokens.database.call(
         statements("api")["write"],
         {
             "caller": caller,
+            "secret": digest(secret, tokens.pepper) if secret else None,
             "verb": verb,
             "organization_id": place,
             "user_id": world.user if verb in SPENDING else None,
