@@ -75,7 +75,7 @@ def test_what_is_wrong_with_a_body_is_said_in_words(api: Api, world: World) -> N
     )
     deep = api.client.post(url, content="[" * 30_000, headers=headers)
     assert (deep.status_code, deep.json()["code"]) == (400, "invalid_request")
-    assert deep.json()["detail"] == "The body must be JSON, and not deeply nested."
+    assert deep.json()["detail"] == "body is nested too deeply: send fewer levels."
 
 
 def test_a_member_hears_that_staff_may_do_it(api: Api, world: World, books: Books) -> None:

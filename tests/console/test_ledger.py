@@ -170,7 +170,7 @@ def test_the_exported_ledger_is_the_books(told: tuple[Tokens, TestDatabase]) -> 
             " from ai_token_events where organization_id = %(id)s",
             {"id": HEALTHY.organization_id},
         ).fetchall()
-    stored = {(str(one), f"{at.isoformat()}+00:00") for one, at in wanted}
+    stored = {(str(one), f"{at.isoformat()}Z") for one, at in wanted}
     assert {(line["id"], line["created_at"]) for line in lines} == stored
     assert {"'=healthy", "System"} <= {line["actor_name"] for line in lines}
 
