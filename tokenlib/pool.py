@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import psycopg
 import sqlalchemy as sa
-from psycopg.abc import RV, PQGen
+from psycopg.abc import RV, Buffer, PQGen
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.generators import execute
 from psycopg.pq import ExecStatus, TransactionStatus
@@ -189,19 +189,28 @@ class _Statement:
             self.names = [column.name for column in self._cursor.description or ()]
             self._asked += 1  # with an answer: what was refused names no columns
             return rows
-        pgconn, transformer = self._connection.pgconn, self._transformer
-        values = transformer.dump_sequence([params[name] for name in self._order], self._formats)
-        types = transformer.types or ()
+        values = self._transformer.dump_sequence(
+            [params[name] for name in self._order], self._formats
+        )
+        try:
+            result = self._answered(values)
+        except psycopg.errors.InvalidSqlStatementName:
+            # Nothing was run: after a rollback psycopg has the server forget all that is prepared.
+            self._prepared.clear()
+            result = self._answered(values)
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, result.ntuples, tuple)
+
+    def _answered(self, values: Sequence[Buffer | None]) -> PGresult:
+        pgconn, types = self._connection.pgconn, self._transformer.types or ()
         if (prepared := self._prepared.get(types)) is None:
             # Numbered as psycopg's own: where another client shares the server's process it fails.
             prepared = f"tokenlib_{next(self._connection.numbers)}".encode()
             pgconn.send_prepare(prepared, self._sql, types)
             self._answer(ExecStatus.COMMAND_OK)
             self._prepared[types] = prepared
-        pgconn.send_query_prepared(prepared, values, transformer.formats)
-        result = self._answer(ExecStatus.TUPLES_OK)
-        transformer.set_pgresult(result)
-        return transformer.load_rows(0, result.ntuples, tuple)
+        pgconn.send_query_prepared(prepared, values, self._transformer.formats)
+        return self._answer(ExecStatus.TUPLES_OK)
 
     def _answer(self, expected: ExecStatus) -> PGresult:
         result: PGresult

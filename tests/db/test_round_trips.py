@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from uuid import UUID, uuid4
 
 import psycopg
@@ -114,6 +115,23 @@ def test_a_question_that_fails_leaves_the_connection_in_order(gate: Tokens, pro:
         with pytest.raises(DatabaseUnavailable, match="division by zero"):
             gate.database.rows("select 1 / 0", reader="authenticated", user_id=pro[1])
         assert gate.database.rows(WHO)[0]["who"] == "tokenlib_service"
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_connection_that_forgot_what_it_had_prepared_charges_on(
+    token_database: TestDatabase, owner: psycopg.Connection, pro: Person, undone: bool
+) -> None:
+    """After a rollback the driver has the server forget every statement; others may, too."""
+    with Tokens(Database(token_database.url(), pool_size=1)) as gate:
+        for _ in range(PREPARED):
+            gate.deduct_tokens(*pro, FEATURE)
+            gate.database.rows(WHO)
+        with suppress(ZeroDivisionError), gate.database.transaction() as connection:
+            connection.exec_driver_sql("select 1" if undone else "deallocate all")
+            if undone:
+                raise ZeroDivisionError
+        gate.deduct_tokens(*pro, FEATURE)
+    assert owner.execute("select count(*) from ai_token_usage_log").fetchone() == (PREPARED + 1,)
 
 
 def test_callers_who_want_one_wallet_at_the_same_moment_share_commits(
