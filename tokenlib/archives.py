@@ -121,6 +121,47 @@ def archive(
     return Archived(rows, len(wallets), tuple(files))
 
 
+def roll_up(
+    url: str, folder: Path, *, progress: Callable[[int, int], None] | None = None
+) -> datetime | None:
+    """Make the rollups of the archived time anew, from the log and the files in `folder`, as the
+    owner; returns up to when, None where nothing is archived.
+
+    `close_usage` goes on from there. Each file is proved first, as `verify` does. One transaction:
+    reports stand on the old rollups until it is committed, charges go on, and the rows take room
+    in temporary files meanwhile. `progress(done, total)` counts files. Raises InvalidInput for
+    files that are missing or not what their entries say, DatabaseUnavailable while usage is not
+    closed beyond the archived time, ConfigurationError without pyarrow, PermissionDenied.
+    """
+    _arrow()
+    named = statements("archives")
+    with _owner(url) as connection, connection.transaction():
+        until: datetime | None = _one(connection, named["archived_to"])["until"]
+        if until is None:
+            return None
+        connection.execute(named["stage"])
+        connection.execute(named["whole_log"])
+        files = connection.execute(named["files"], {"only": None}).fetchall()
+        for done, row in enumerate(files, 1):
+            name = row["file"]
+            try:
+                stage(connection, folder / Path(name).name)
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or "is no archive of tokenlib"
+                raise InvalidInput("archive", f"{name}: {reason}") from None
+            params = {"file": name, "only": None}
+            if wrong := connection.execute(named["against_file"], params).fetchone():
+                raise InvalidInput("archive", f"{name}: {wrong['entry']}: {wrong['detail']}")
+            connection.execute(named["into_whole_log"])
+            connection.execute(named["next_file"])
+            if progress is not None:
+                progress(done, len(files))
+        for step in ("index_by_time", "index_by_user", "analyze_whole_log"):
+            connection.execute(named[step])
+        connection.execute(named["roll_up"], {"until": until})
+    return until
+
+
 def _move(
     connection: psycopg.Connection[DictRow],
     folder: Path,

@@ -28,12 +28,15 @@ class RollupVerbs(CatalogVerbs):
 
         A time is closed by a later call than the first that finds it over, once every transaction
         that might still write into it has ended. Nothing depends on it but speed: what is not
-        closed is read from the log. `anew` forgets the figures and makes them again from the log;
-        at most `days` of the past are closed in one call; `progress` is told how far it is. Safe to
+        closed is read from the log. `anew` forgets the figures and makes them again from the log,
+        but those of archived time, which stand (`archives.roll_up` makes these, from the files); at
+        most `days` of the past are closed in one call; `progress` is told how far it is. Safe to
         call from anywhere and to break off. Raises InvalidInput.
         """
         days = inputs.days(days)
         if inputs.truth(anew, "anew"):
+            if self.archived_to() is not None:
+                self.close_usage()  # what is kept has to be complete
             self._usage("forget")
             self._usage("close", {"most": _AT_ONCE})
         while True:  # a day at a time, so that no transaction is long and nothing done is lost
@@ -44,6 +47,11 @@ class RollupVerbs(CatalogVerbs):
             days = None if days is None else days - 1
             if not row["behind"] or days == 0:
                 return closed_to
+
+    def archived_to(self) -> datetime | None:
+        """Up to when log rows may be archived, to the hour; None where none are."""
+        until: datetime | None = self._usage("archived_to")["until"]
+        return until
 
     def _usage(self, step: str, params: Mapping[str, Any] | None = None) -> Row:
         # Not `call`, which gives up when a charge would: a day of the past may take longer.

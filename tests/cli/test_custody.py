@@ -64,8 +64,18 @@ def test_old_rows_are_archived_and_proved(
     said = shell("archive", "--before", tomorrow, *where).stdout
     assert said == f"1 log row of 1 wallet archived in 1 file in {folder}.\n"
     assert shell("verify", "--archive", folder).stdout.endswith("the books close.\n")
+    made = shell("rollup", "--anew", "--archive", folder).stdout
+    assert made.startswith("Closed up to ")
+    assert "stand as they were" not in made
+    kept = shell("rollup", "--anew").stdout
+    assert kept.startswith(made)
+    assert "since rows of then are archived" in kept
+    assert "goes with --anew" in shell("rollup", "--archive", folder, exit_code=2).stderr
     [file] = folder.iterdir()
     file.unlink()
+    missing = shell.error("rollup", "--anew", "--archive", folder, exit_code=2)
+    assert missing.startswith(f"archive {file.name}: ")
+    assert missing.endswith("No such file or directory")
     assert "archive missing" in shell("verify", "--archive", folder, exit_code=1).stdout
     assert shell("verify").stdout.endswith("the books close.\n")
     assert shell.json("archive", "--before", tomorrow, *where)["rows"] == 0

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import click
 
+from tokenlib.cli.data import owner_url
 from tokenlib.cli.output import (
     EXIT_CODES,
     Failure,
@@ -20,6 +21,7 @@ from tokenlib.cli.output import (
     show_json,
     show_table,
 )
+from tokenlib.config import Settings
 from tokenlib.domain import plain
 from tokenlib.errors import (
     ConfigurationError,
@@ -31,6 +33,7 @@ from tokenlib.reports import Reports
 
 if TYPE_CHECKING:
     from tokenlib.reports.explain import Story
+    from tokenlib.tokens import Tokens
 
 
 @click.command(epilog=EXIT_CODES)
@@ -101,27 +104,55 @@ def refresh(organization: str | None, as_json: bool) -> None:
 @click.command(epilog=EXIT_CODES)
 @click.option("--anew", is_flag=True, help="Forget the figures and make them again from the log.")
 @click.option("--check", is_flag=True, help="Compare the figures with the log instead.")
+@click.option(
+    "--archive",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --anew: also from the files that `tokenlib archive` wrote into this folder.",
+)
 @json_option
-def rollup(anew: bool, check: bool, as_json: bool) -> None:
+def rollup(anew: bool, check: bool, archive: Path | None, as_json: bool) -> None:
     """Add what was charged to the figures that reports are answered from.
 
     As far as nothing can change there any more. `serve` does it every minute; without it the same
     answers are read from the log, and take longer. With --check the exit code is 1 where a figure
-    is not what the log adds up to.
+    is not what the log adds up to. With --anew figures of rows that are archived stand, unless
+    --archive names their files: then as the role tokenlib_owner, by TOKENLIB_MIGRATION_URL if set.
     """
     if anew and check:
         raise click.UsageError("--anew goes without --check.")
+    if archive is not None and not anew:
+        raise click.UsageError("--archive goes with --anew.")
     with gate() as tokens:
         if check:
             _compare(Reports(tokens.database), as_json)
             return
-        closed_to = tokens.close_usage(anew=anew)
+        kept_to = tokens.archived_to() if anew and archive is None else None
+        if archive is not None:
+            _from_files(tokens, archive)
+        closed_to = tokens.close_usage(anew=anew and archive is None)
     if as_json:
-        show_json({"closed_to": closed_to})
+        show_json({"closed_to": closed_to, "kept_to": kept_to})
     elif closed_to is None:
         click.echo("Nothing is closed yet: somebody is at it, or a transaction is open.")
     else:
         click.echo(f"Closed up to {closed_to:%Y-%m-%d %H:%M} UTC.")
+        if kept_to is not None:
+            click.echo(
+                f"Figures up to {kept_to:%Y-%m-%d %H:%M} UTC stand as they were, since rows of then"
+                " are archived. To make them from the files, name their folder with --archive."
+            )
+
+
+def _from_files(tokens: Tokens, folder: Path) -> None:
+    from tokenlib import archives
+
+    for _ in range(2):  # what is archived has to be closed; the first call may only find it over
+        tokens.close_usage()
+    with progress("Reading files") as move:
+        owner = owner_url(tokens, Settings.from_env())
+        if archives.roll_up(owner, folder, progress=move) is None:
+            tokens.close_usage(anew=True)
+    tokens.close_usage()  # finds what is over since then
 
 
 def _compare(reports: Reports, as_json: bool) -> None:

@@ -307,42 +307,47 @@ begin
 end
 $$;
 
--- Up to when rows of the log may lie in an archive, on the grid; null: none do.
+-- Up to when rows of the log may lie in an archive, on the grid of all sums; null: none do.
 create function tokenlib.usage_archived_to() returns timestamptz
 language sql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
-    select date_bin('15 minutes', max((data ->> 'last_at')::timestamptz), '2000-01-01 00:00Z')
-        + interval '15 minutes'
+    select date_bin('1 hour', max((data ->> 'last_at')::timestamptz), '2000-01-01 00:00Z')
+        + interval '1 hour'
     from public.ai_token_events where kind = 'archived'
 $$;
 
--- Forgets the rollups: the questions read the log again, and close_usage begins anew. What everybody
--- used while rows are archived of is kept, since the log cannot tell it any more.
+-- Forgets the rollups: the questions read the log again, and close_usage begins anew. What was used while
+-- rows are archived of is kept as it stands, since the log cannot tell it any more: also who counts as
+-- active until the last of these charges leaves the longest window.
 create function tokenlib.forget_usage() returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_keep timestamptz := tokenlib.usage_archived_to();
+    v_closed timestamptz;
 begin
     perform pg_advisory_xact_lock(7305404);
-    if not exists (select from public.ai_token_usage_closed where closed_to >= v_keep) then
-        v_keep := null;
+    select closed_to into v_closed from public.ai_token_usage_closed;
+    if v_closed is null then
+        v_keep := null; -- nothing is known of the archived time
+    elsif v_closed < v_keep + interval '2160 hours' then
+        raise exception 'usage is closed up to % only, and rows up to % are archived', v_closed, v_keep
+            using errcode = '55000', hint = 'Close usage first.';
     end if;
     delete from public.ai_token_usage_closed where v_keep is null;
     update public.ai_token_usage_closed
     set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null, hasty_to = null;
     delete from public.ai_token_usage_hasty;
-    delete from public.ai_token_usage_kept where plan is null or v_keep is null;
-    update public.ai_token_usage_kept set closed_to = v_keep;
-    delete from public.ai_token_usage_sums
-    where v_keep is null or at > v_keep
-        or organization_id <> '00000000-0000-0000-0000-000000000000'
-        and organization_id not in (select scope from public.ai_token_usage_kept);
+    delete from public.ai_token_usage_kept where v_keep is null;
+    update public.ai_token_usage_kept set closed_to = least(closed_to, v_keep);
+    delete from public.ai_token_usage_sums where v_keep is null or at > v_keep;
     delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep;
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_days;
-    delete from public.ai_token_usage_active;
+    delete from public.ai_token_usage_active
+    where v_keep is null or at > v_keep + days * interval '24 hours';
     delete from public.ai_token_usage_seen where v_keep is null;
-    update public.ai_token_usage_seen set last_at = '-infinity'; -- the plan is still wanted
+    -- The plan is still wanted; who was charged since is found again in the log.
+    update public.ai_token_usage_seen set last_at = '-infinity' where last_at >= v_keep;
 end
 $$;

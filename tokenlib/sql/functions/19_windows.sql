@@ -105,14 +105,23 @@ language sql set search_path = pg_catalog, pg_temp as $$
             date_bin('5 minutes', n.last_at, '2000-01-01 00:00Z')) as before
         from steps s
         left join public.ai_token_usage_seen n on n.organization_id = s.organization_id
+    ), windows as materialized (
+        -- What forget_usage kept, counted already, is not counted twice: it alone is known after p_from.
+        select d.days, case when n.active is null then '-infinity' else (
+            select max(k.at) from public.ai_token_usage_active k
+            where k.days = d.days and k.active is not null) end as kept_to
+        from unnest(array[1, 7, 30, 90]) as d (days)
+        left join lateral (select active from public.ai_token_usage_active
+            where days = d.days and at > p_from order by at limit 1) as n on true
     )
     insert into public.ai_token_usage_active as a (days, at, change)
     select d.days, m.at + interval '5 minutes', sum(m.change)
     from chained c
-    cross join unnest(array[1, 7, 30, 90]) as d (days)
+    cross join windows d
     cross join lateral (values
         (greatest(c.start, c.before + d.days * interval '24 hours'), 1),
         (c.start + d.days * interval '24 hours', -1)) as m (at, change)
+    where m.at + interval '5 minutes' > d.kept_to
     group by 1, 2
     on conflict (days, at) do update set change = a.change + excluded.change;
 

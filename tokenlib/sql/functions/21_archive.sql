@@ -49,3 +49,57 @@ begin
     return s.entries;
 end
 $$;
+
+-- Makes the rollups of the time before p_to anew, from a log that has all of its rows again: those of the
+-- files stand in a child of it that only this session sees (see archives.roll_up). Nobody but the owner can.
+-- Others see what was before until it is committed, and close_usage goes on from p_to.
+create function tokenlib.roll_archived_usage(p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' set work_mem = '64MB' as $$
+declare
+    v_from timestamptz := date_bin('5 minutes', least(p_to,
+        (select min(created_at) from public.ai_token_usage_log),
+        (select min(created_at) from public.ai_token_events where kind = 'refund'),
+        (select min(last_at) from public.ai_token_refusals)), '2000-01-01 00:00Z');
+    v_to timestamptz;
+    v_kind text;
+    v_step interval;
+    v_ids uuid[];
+begin
+    perform pg_advisory_xact_lock(7305404);
+    if not exists (select from public.ai_token_usage_closed where closed_to >= p_to) then
+        raise exception 'usage is not closed up to %', p_to
+            using errcode = '55000', hint = 'Close usage first.';
+    end if;
+    delete from public.ai_token_usage_closed;
+    delete from public.ai_token_usage_sums;
+    delete from public.ai_token_refusal_sums;
+    delete from public.ai_token_usage_active;
+    delete from public.ai_token_usage_seen;
+    delete from public.ai_token_usage_hasty;
+    delete from public.ai_token_usage_windows;
+    delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_days;
+    delete from public.ai_token_wallet_sums;
+    delete from public.ai_token_usage_kept where plan is not null;
+    while v_from < p_to loop
+        v_to := least(v_from + interval '1 day', p_to);
+        perform tokenlib.fold_sums('all', null, '5 minutes', v_from, v_to);
+        perform tokenlib.fold_active(v_from, v_to);
+        perform tokenlib.fold_refusals(v_from, v_to);
+        perform tokenlib.fold_plans(date_bin('15 minutes', v_to, '2000-01-01 00:00Z'));
+        v_from := v_to;
+    end loop;
+    for v_kind, v_step, v_ids in
+        select k.kind, k.step, array_agg(u.scope)
+        from (values ('organization', interval '15 minutes'), ('user', interval '1 hour'))
+            as k (kind, step)
+        join public.ai_token_usage_kept u
+            on u.plan is null and (u.user_id is null) = (k.kind = 'organization')
+        group by 1, 2
+    loop
+        perform tokenlib.fold_sums(v_kind, v_ids, v_step, '-infinity', p_to);
+    end loop;
+    update public.ai_token_usage_kept set closed_to = p_to where plan is null;
+    insert into public.ai_token_usage_closed (closed_to) values (p_to);
+end
+$$;

@@ -3416,43 +3416,48 @@ begin
 end
 $$;
 
--- Up to when rows of the log may lie in an archive, on the grid; null: none do.
+-- Up to when rows of the log may lie in an archive, on the grid of all sums; null: none do.
 create function tokenlib.usage_archived_to() returns timestamptz
 language sql stable set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
-    select date_bin('15 minutes', max((data ->> 'last_at')::timestamptz), '2000-01-01 00:00Z')
-        + interval '15 minutes'
+    select date_bin('1 hour', max((data ->> 'last_at')::timestamptz), '2000-01-01 00:00Z')
+        + interval '1 hour'
     from public.ai_token_events where kind = 'archived'
 $$;
 
--- Forgets the rollups: the questions read the log again, and close_usage begins anew. What everybody
--- used while rows are archived of is kept, since the log cannot tell it any more.
+-- Forgets the rollups: the questions read the log again, and close_usage begins anew. What was used while
+-- rows are archived of is kept as it stands, since the log cannot tell it any more: also who counts as
+-- active until the last of these charges leaves the longest window.
 create function tokenlib.forget_usage() returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_keep timestamptz := tokenlib.usage_archived_to();
+    v_closed timestamptz;
 begin
     perform pg_advisory_xact_lock(7305404);
-    if not exists (select from public.ai_token_usage_closed where closed_to >= v_keep) then
-        v_keep := null;
+    select closed_to into v_closed from public.ai_token_usage_closed;
+    if v_closed is null then
+        v_keep := null; -- nothing is known of the archived time
+    elsif v_closed < v_keep + interval '2160 hours' then
+        raise exception 'usage is closed up to % only, and rows up to % are archived', v_closed, v_keep
+            using errcode = '55000', hint = 'Close usage first.';
     end if;
     delete from public.ai_token_usage_closed where v_keep is null;
     update public.ai_token_usage_closed
     set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null, hasty_to = null;
     delete from public.ai_token_usage_hasty;
-    delete from public.ai_token_usage_kept where plan is null or v_keep is null;
-    update public.ai_token_usage_kept set closed_to = v_keep;
-    delete from public.ai_token_usage_sums
-    where v_keep is null or at > v_keep
-        or organization_id <> '00000000-0000-0000-0000-000000000000'
-        and organization_id not in (select scope from public.ai_token_usage_kept);
+    delete from public.ai_token_usage_kept where v_keep is null;
+    update public.ai_token_usage_kept set closed_to = least(closed_to, v_keep);
+    delete from public.ai_token_usage_sums where v_keep is null or at > v_keep;
     delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep;
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_days;
-    delete from public.ai_token_usage_active;
+    delete from public.ai_token_usage_active
+    where v_keep is null or at > v_keep + days * interval '24 hours';
     delete from public.ai_token_usage_seen where v_keep is null;
-    update public.ai_token_usage_seen set last_at = '-infinity'; -- the plan is still wanted
+    -- The plan is still wanted; who was charged since is found again in the log.
+    update public.ai_token_usage_seen set last_at = '-infinity' where last_at >= v_keep;
 end
 $$;
 -- The windows that end at the last closing: what each organization used in them, and how many did.
@@ -3562,14 +3567,23 @@ language sql set search_path = pg_catalog, pg_temp as $$
             date_bin('5 minutes', n.last_at, '2000-01-01 00:00Z')) as before
         from steps s
         left join public.ai_token_usage_seen n on n.organization_id = s.organization_id
+    ), windows as materialized (
+        -- What forget_usage kept, counted already, is not counted twice: it alone is known after p_from.
+        select d.days, case when n.active is null then '-infinity' else (
+            select max(k.at) from public.ai_token_usage_active k
+            where k.days = d.days and k.active is not null) end as kept_to
+        from unnest(array[1, 7, 30, 90]) as d (days)
+        left join lateral (select active from public.ai_token_usage_active
+            where days = d.days and at > p_from order by at limit 1) as n on true
     )
     insert into public.ai_token_usage_active as a (days, at, change)
     select d.days, m.at + interval '5 minutes', sum(m.change)
     from chained c
-    cross join unnest(array[1, 7, 30, 90]) as d (days)
+    cross join windows d
     cross join lateral (values
         (greatest(c.start, c.before + d.days * interval '24 hours'), 1),
         (c.start + d.days * interval '24 hours', -1)) as m (at, change)
+    where m.at + interval '5 minutes' > d.kept_to
     group by 1, 2
     on conflict (days, at) do update set change = a.change + excluded.change;
 
@@ -3963,6 +3977,60 @@ begin
     delete from public.ai_token_usage_log
     where organization_id = p_organization and token_type = p_token_type and number <= p_through;
     return s.entries;
+end
+$$;
+
+-- Makes the rollups of the time before p_to anew, from a log that has all of its rows again: those of the
+-- files stand in a child of it that only this session sees (see archives.roll_up). Nobody but the owner can.
+-- Others see what was before until it is committed, and close_usage goes on from p_to.
+create function tokenlib.roll_archived_usage(p_to timestamptz) returns void
+language plpgsql set search_path = pg_catalog, pg_temp set timezone = 'UTC' set work_mem = '64MB' as $$
+declare
+    v_from timestamptz := date_bin('5 minutes', least(p_to,
+        (select min(created_at) from public.ai_token_usage_log),
+        (select min(created_at) from public.ai_token_events where kind = 'refund'),
+        (select min(last_at) from public.ai_token_refusals)), '2000-01-01 00:00Z');
+    v_to timestamptz;
+    v_kind text;
+    v_step interval;
+    v_ids uuid[];
+begin
+    perform pg_advisory_xact_lock(7305404);
+    if not exists (select from public.ai_token_usage_closed where closed_to >= p_to) then
+        raise exception 'usage is not closed up to %', p_to
+            using errcode = '55000', hint = 'Close usage first.';
+    end if;
+    delete from public.ai_token_usage_closed;
+    delete from public.ai_token_usage_sums;
+    delete from public.ai_token_refusal_sums;
+    delete from public.ai_token_usage_active;
+    delete from public.ai_token_usage_seen;
+    delete from public.ai_token_usage_hasty;
+    delete from public.ai_token_usage_windows;
+    delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_days;
+    delete from public.ai_token_wallet_sums;
+    delete from public.ai_token_usage_kept where plan is not null;
+    while v_from < p_to loop
+        v_to := least(v_from + interval '1 day', p_to);
+        perform tokenlib.fold_sums('all', null, '5 minutes', v_from, v_to);
+        perform tokenlib.fold_active(v_from, v_to);
+        perform tokenlib.fold_refusals(v_from, v_to);
+        perform tokenlib.fold_plans(date_bin('15 minutes', v_to, '2000-01-01 00:00Z'));
+        v_from := v_to;
+    end loop;
+    for v_kind, v_step, v_ids in
+        select k.kind, k.step, array_agg(u.scope)
+        from (values ('organization', interval '15 minutes'), ('user', interval '1 hour'))
+            as k (kind, step)
+        join public.ai_token_usage_kept u
+            on u.plan is null and (u.user_id is null) = (k.kind = 'organization')
+        group by 1, 2
+    loop
+        perform tokenlib.fold_sums(v_kind, v_ids, v_step, '-infinity', p_to);
+    end loop;
+    update public.ai_token_usage_kept set closed_to = p_to where plan is null;
+    insert into public.ai_token_usage_closed (closed_to) values (p_to);
 end
 $$;
 -- Many charges in one commit, for callers of one process who ask at the same moment. Only plain ones

@@ -47,6 +47,31 @@ order by 1
 -- name: stage
 create temporary table archived_log (like public.ai_token_usage_log) on commit drop
 
+-- name: whole_log
+-- A child of the log, of this session alone: who reads the log in this transaction reads these rows, too.
+create temporary table archived_usage () inherits (public.ai_token_usage_log) on commit drop
+
+-- name: into_whole_log
+insert into pg_temp.archived_usage select * from pg_temp.archived_log
+
+-- name: next_file
+truncate pg_temp.archived_log
+
+-- name: index_by_time
+create index on pg_temp.archived_usage (created_at)
+
+-- name: index_by_user
+create index on pg_temp.archived_usage (organization_id, user_id, created_at)
+
+-- name: analyze_whole_log
+analyze pg_temp.archived_usage
+
+-- name: roll_up
+select tokenlib.roll_archived_usage(%(until)s)
+
+-- name: archived_to
+select tokenlib.usage_archived_to() as until
+
 -- name: without_file
 select organization_id, token_type, 'archive_missing' as kind, 'event ' || number as entry,
     format('%%s: %%s', data ->> 'file', %(problem)s::text) as detail

@@ -9,6 +9,9 @@ select * from tokenlib.close_usage(%(most)s)
 -- name: forget
 select tokenlib.forget_usage()
 
+-- name: archived_to
+select tokenlib.usage_archived_to() as until
+
 -- name: state
 -- Nothing where nothing is closed; to others than staff and the service, too.
 select closed_to, tokenlib.clock() - closed_to as lag
