@@ -58,9 +58,8 @@ def token_server() -> Iterator[embedded.Embedded]:
             connection.execute(migrations.roles_sql().encode())
             connection.execute(f'alter database "{_TEMPLATE}" owner to tokenlib_owner')
         migrations.upgrade(coordinator.url(_TEMPLATE, "tokenlib_owner"))
-        clock = resources.files("tokenlib").joinpath("sql/test_clock.sql").read_text("utf-8")
         with TestDatabase(coordinator, _TEMPLATE).connect() as connection:
-            connection.execute(clock.encode())
+            connection.execute(_clock())
         with _root(coordinator, _TEMPLATE) as connection:
             connection.execute("select create_reference_table('tokenlib.test_clock')")
             for role in ("tokenlib_owner", "tokenlib_service"):  # their clock is a table here
@@ -104,6 +103,51 @@ def fresh(token_server: embedded.Embedded) -> Iterator[TestDatabase]:
                     break
             else:
                 pytest.fail(f"The database {name} stays in use.")
+
+
+@contextmanager
+def on_one_node(spread: TestDatabase) -> Iterator[TestDatabase]:
+    """The same rows in a plain database of the coordinator, where nothing is known of a Citus."""
+    twin = TestDatabase(spread.server, f"{spread.name}_twin")
+    with _root(spread.server) as connection:
+        connection.execute(f'create database "{twin.name}" owner tokenlib_owner')
+    try:
+        migrations.upgrade(twin.url("tokenlib_owner"))
+        with _root(spread.server, twin.name) as to, _root(spread.server, spread.name) as source:
+            to.execute(
+                f'alter role tokenlib_service in database "{twin.name}"'
+                " set citus.propagate_set_commands = 'none'"
+            )
+            with twin.connect() as owner:
+                owner.execute(_clock())
+            _copy(source, to)
+        yield twin
+    finally:
+        with _root(spread.server) as connection:
+            connection.execute(f'drop database "{twin.name}" with (force)')
+
+
+def _copy(source: psycopg.Connection, to: psycopg.Connection) -> None:
+    tables = to.execute(
+        "select c.oid::regclass::text, string_agg(quote_ident(a.attname), ', ' order by a.attnum)"
+        " from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
+        " and not a.attisdropped and a.attgenerated = ''"
+        " where c.relkind = 'r' and c.relnamespace in ('public'::regnamespace,"
+        " 'tokenlib'::regnamespace) and c.relname <> 'alembic_version' group by c.oid"
+    ).fetchall()
+    to.execute("set session_replication_role = replica")  # neither triggers nor foreign keys
+    for table, columns in tables:
+        if to.execute(f"select from {table} limit 1".encode()).fetchone() is not None:
+            to.execute(f"delete from {table}".encode())  # the catalog
+        query = f"copy (select {columns} from {table}) to stdout".encode()
+        with source.cursor().copy(query) as rows:
+            with to.cursor().copy(f"copy {table} ({columns}) from stdin".encode()) as into:
+                for row in rows:
+                    into.write(row)
+
+
+def _clock() -> bytes:
+    return resources.files("tokenlib").joinpath("sql/test_clock.sql").read_bytes()
 
 
 def _root(server: embedded.Embedded, database: str = "postgres") -> psycopg.Connection:

@@ -125,6 +125,13 @@ class Database:
             self._revive = None
         self._engine.dispose()
 
+    @property
+    def spread(self) -> bool:
+        """Whether the tables lie on the nodes of a Citus. The database is asked once."""
+        if self._spread is None:
+            self._spread = bool(self.rows(statements("system")["spread"])[0]["spread"])
+        return self._spread
+
     def check(self) -> None:
         """Raise NotMigrated or ConfigurationError when this database cannot serve."""
         version = self._ask(_schema_version, self.retry.deadline, "question")

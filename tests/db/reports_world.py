@@ -76,10 +76,17 @@ def made(server: Embedded) -> Iterator[World]:
             f'create database "{database.name}" template tokenlib_template strategy file_copy'
         )
         try:
-            with Tokens(Database(database.url())) as tokens:
-                yield _history(database, tokens)
+            with lived(database) as world:
+                yield world
         finally:
             connection.execute(f'drop database "{database.name}" with (force)')
+
+
+@contextmanager
+def lived(database: TestDatabase) -> Iterator[World]:
+    """The world in a fresh database, with the clock stopped at NOW."""
+    with Tokens(Database(database.url())) as tokens:
+        yield _history(database, tokens)
 
 
 def _history(database: TestDatabase, tokens: Tokens) -> World:

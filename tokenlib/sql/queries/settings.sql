@@ -162,7 +162,8 @@ with clock as materialized (
         min(r.run_out_at) filter (where a.allowance is not null or a.plan is null) as run_out_at
     from used u
     left join emptied r on r.organization_id = u.organization_id and r.token_type = u.token_type
-    left join public.ai_tokens a
+    -- A subquery: see citus.sql.
+    left join (select organization_id, token_type, allowance, plan from public.ai_tokens) as a
         on a.organization_id = r.organization_id and a.token_type = r.token_type
     group by u.organization_id
 )
