@@ -211,7 +211,9 @@ def _history(database: TestDatabase, tokens: Tokens) -> World:
 def break_books(owner: psycopg.Connection, *organizations: UUID) -> None:
     """What cannot happen in books of ours and is found in adopted ones, in every organization."""
     owner.execute("alter table ai_tokens drop constraint sums_close")
-    owner.execute("alter table ai_tokens disable trigger sums_close")
+    trigger = owner.execute("select tgname from pg_trigger where tgname = 'sums_close'")
+    if trigger.fetchone():  # not on a Citus
+        owner.execute("alter table ai_tokens disable trigger sums_close")
     for organization in organizations:
         owner.execute(
             "update ai_tokens set balance = total_allocated + 5"

@@ -8,7 +8,6 @@ import pytest
 
 from tests.docs.test_examples import ROOT, blocks
 from tokenlib import Tokens, migrations
-from tokenlib.reports import Reports
 from tokenlib.snapshot import packaged
 from tokenlib.testing import TestDatabase
 
@@ -68,10 +67,3 @@ def test_every_table_has_its_place_on_citus() -> None:
     )
     ours = {name.partition(".")[2] for name in packaged()["table"]} - {"alembic_version"}
     assert named == ours
-
-
-def test_the_questions_that_citus_refuses_are_questions() -> None:
-    refused = TEXT.partition("These ten are refused")[2].partition("So the console")[0]
-    names = re.findall(r"`(\w+)`", refused)
-    assert len(names) == 10
-    assert all(callable(getattr(Reports, name)) for name in names)

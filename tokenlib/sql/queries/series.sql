@@ -12,7 +12,6 @@ with charges as (
     from public.ai_token_usage_log l
     left join public.organizations o on o.id = l.organization_id
     where l.created_at >= %(since)s::timestamptz and l.created_at < %(until)s::timestamptz
-        and now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
         and (%(organization_id)s::uuid is null or l.organization_id = %(organization_id)s::uuid)
         and (%(user_id)s::uuid is null or l.user_id = %(user_id)s::uuid)
         and (%(feature)s::text is null or l.feature_used = %(feature)s::text)
@@ -61,6 +60,7 @@ select m.start, m.key,
             when 'all' then 'All' end end as label,
     m.uses, m.tokens, m.refunded
 from merged m
+where now() at time zone %(timezone)s::text is not null -- refuses a wrong name without rows
 order by m.start, m.rank
 
 -- name: series_closed
