@@ -21,6 +21,8 @@ $$;
 
 -- What is this key, in every table that has keys? ok: free. Holds come first: a hold on another
 -- wallet may be deducted between two of these statements, and is then in the log.
+-- Here and wherever a key is looked up, `held` is said so that only the index of keys can answer: that
+-- of live holds would read all that the organization has.
 create function tokenlib.find_key(
     a tokenlib.answer, p_key text, p_hash bytea
 ) returns tokenlib.answer
@@ -29,7 +31,8 @@ declare
     l record;
 begin
     select id, request_hash, expires_at into l from public.ai_token_reservations
-    where organization_id = a.organization_id and idempotency_key = p_key and state = 'held';
+    where organization_id = a.organization_id and idempotency_key = p_key
+        and state in ('held', 'deducted') and state <> 'deducted';
     if found then
         a.status := case when l.request_hash = p_hash then 'in_progress' else 'conflict' end;
         a.id := l.id;
@@ -88,7 +91,8 @@ begin
     end if;
     perform tokenlib.lock_key(p_organization, 'key ' || p_key);
     select token_type into v_other from public.ai_token_reservations
-    where organization_id = p_organization and idempotency_key = p_key and state = 'held'
+    where organization_id = p_organization and idempotency_key = p_key
+        and state in ('held', 'deducted') and state <> 'deducted'
         and token_type <> p_token_type and expires_at <= tokenlib.clock();
     if (v_other = 'shared', v_other) < (p_token_type = 'shared', p_token_type) then
         perform tokenlib.open_wallet(p_organization, v_other);
@@ -215,7 +219,7 @@ begin
         select t.token_type, t.cost * p_units as cost, p_key is not null and exists (
                 select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
-                    and state = 'held') as held
+                    and state in ('held', 'deducted') and state <> 'deducted') as held
         into c
         from public.ai_token_features t where t.feature = p_feature;
         -- Nothing is locked here where the key has a hold: that may lie on a wallet that comes first.

@@ -79,7 +79,7 @@ begin
             and (t.allowance = 0) is not true and (p_mode is null or p_mode = 'enforce')
             and (p_key is null or not exists (select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
-                    and state = 'held'))
+                    and state in ('held', 'deducted') and state <> 'deducted'))
         for no key update of t;
     end if;
     if v_wallet is not null then
@@ -96,11 +96,12 @@ begin
                 and v_plan = (
                     select o.plan from public.organizations o
                     join public.ai_token_parameters p on p.only_row
-                    join public.user_profiles m on m.id = p_user
                     left join public.ai_token_organization_settings s on s.organization_id = o.id
                     left join public.ai_token_user_settings u
                         on u.organization_id = o.id and u.user_id = p_user
-                    where o.id = p_organization and m.organization_id = p_organization
+                    where o.id = p_organization
+                        and (select organization_id from public.user_profiles where id = p_user)
+                            = p_organization
                         and (p.mode = 'enforce' or p.mode_until <= v_now)
                         and (s.mode is null or s.mode = 'enforce' or s.mode_until <= v_now)
                         and (s.status is null or s.status = 'active') and u.paused_at is null)

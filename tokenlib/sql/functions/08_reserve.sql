@@ -5,7 +5,8 @@ create function tokenlib.reserve(
     p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
     p_key text, p_life interval, p_limits boolean, p_mode text, p_id uuid
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     w public.ai_tokens;
@@ -86,7 +87,8 @@ $$;
 create function tokenlib.deduct_reservation(
     p_organization uuid, p_reservation uuid, p_units bigint, p_metadata jsonb
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     r public.ai_token_reservations;
@@ -168,7 +170,8 @@ $$;
 create function tokenlib.release(
     p_organization uuid, p_reservation uuid, p_actor text, p_reason text
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     r public.ai_token_reservations;

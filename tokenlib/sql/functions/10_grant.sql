@@ -4,7 +4,8 @@ create function tokenlib.grant_tokens(
     p_organization uuid, p_token_type text, p_amount bigint, p_kind text, p_source text,
     p_effective timestamptz, p_expires timestamptz, p_actor text, p_reason text, p_key text
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     w public.ai_tokens;

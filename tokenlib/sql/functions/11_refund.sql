@@ -4,7 +4,8 @@
 create function tokenlib.refund(
     p_organization uuid, p_usage uuid, p_actor text, p_reason text, p_key text
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC'
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     l public.ai_token_usage_log;
@@ -78,8 +79,9 @@ begin
             select id, least(v_left, used - used_before - coalesce((
                 select sum((d.value ->> 1)::bigint) from public.ai_token_reservations r,
                     jsonb_array_elements(r.drawn) as d
-                where r.organization_id = p_organization and r.token_type = l.token_type
-                    and r.state = 'held' and (d.value ->> 0)::uuid = x.id), 0)) as undrawable,
+                where w.reserved > 0 and r.organization_id = p_organization
+                    and r.token_type = l.token_type and r.state = 'held'
+                    and (d.value ->> 0)::uuid = x.id), 0)) as undrawable,
                 amount, used
             from public.ai_token_grants x
             where organization_id = p_organization and token_type = l.token_type

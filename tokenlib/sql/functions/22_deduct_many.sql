@@ -134,7 +134,6 @@ begin
             join public.ai_tokens t
                 on t.organization_id = a.organization and t.token_type = f.token_type
             join public.organizations o on o.id = t.organization_id
-            join public.user_profiles m on m.id = a.member and m.organization_id = o.id
             where f.feature = a.feature and t.plan = o.plan and t.allowance > 0
                 and t.event_number > 0 and t.due_at > v_now and t.last_entry_at <= v_now
             limit 1) as w
@@ -145,6 +144,7 @@ begin
                 '00000000-0000-0000-0000-000000000000')
             limit 1) as l on true
         where units between 1 and 1000000
+            and (select organization_id from public.user_profiles where id = member) = organization
             and (metadata is null or octet_length(metadata::text) <= 16384)
             and coalesce((metadata -> 'output_units')::text ~ '^[0-9]{1,10}$', true)
             and (select mode from public.ai_token_parameters) = 'enforce'
@@ -158,7 +158,7 @@ begin
             and (key is null or place = array_position(p_keys, key) and length(key) between 1 and 255
                 and (select true from public.ai_token_reservations
                     where organization_id = organization and idempotency_key = key
-                        and state = 'held') is null
+                        and state in ('held', 'deducted') and state <> 'deducted') is null
                 and (select true from public.ai_token_usage_log
                     where organization_id = organization and idempotency_key = key) is null
                 and (select true from public.ai_token_events

@@ -621,6 +621,8 @@ $$;
 
 -- What is this key, in every table that has keys? ok: free. Holds come first: a hold on another
 -- wallet may be deducted between two of these statements, and is then in the log.
+-- Here and wherever a key is looked up, `held` is said so that only the index of keys can answer: that
+-- of live holds would read all that the organization has.
 create function tokenlib.find_key(
     a tokenlib.answer, p_key text, p_hash bytea
 ) returns tokenlib.answer
@@ -629,7 +631,8 @@ declare
     l record;
 begin
     select id, request_hash, expires_at into l from public.ai_token_reservations
-    where organization_id = a.organization_id and idempotency_key = p_key and state = 'held';
+    where organization_id = a.organization_id and idempotency_key = p_key
+        and state in ('held', 'deducted') and state <> 'deducted';
     if found then
         a.status := case when l.request_hash = p_hash then 'in_progress' else 'conflict' end;
         a.id := l.id;
@@ -688,7 +691,8 @@ begin
     end if;
     perform tokenlib.lock_key(p_organization, 'key ' || p_key);
     select token_type into v_other from public.ai_token_reservations
-    where organization_id = p_organization and idempotency_key = p_key and state = 'held'
+    where organization_id = p_organization and idempotency_key = p_key
+        and state in ('held', 'deducted') and state <> 'deducted'
         and token_type <> p_token_type and expires_at <= tokenlib.clock();
     if (v_other = 'shared', v_other) < (p_token_type = 'shared', p_token_type) then
         perform tokenlib.open_wallet(p_organization, v_other);
@@ -815,7 +819,7 @@ begin
         select t.token_type, t.cost * p_units as cost, p_key is not null and exists (
                 select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
-                    and state = 'held') as held
+                    and state in ('held', 'deducted') and state <> 'deducted') as held
         into c
         from public.ai_token_features t where t.feature = p_feature;
         -- Nothing is locked here where the key has a hold: that may lie on a wallet that comes first.
@@ -1207,7 +1211,7 @@ begin
             and (t.allowance = 0) is not true and (p_mode is null or p_mode = 'enforce')
             and (p_key is null or not exists (select from public.ai_token_reservations
                 where organization_id = p_organization and idempotency_key = p_key
-                    and state = 'held'))
+                    and state in ('held', 'deducted') and state <> 'deducted'))
         for no key update of t;
     end if;
     if v_wallet is not null then
@@ -1224,11 +1228,12 @@ begin
                 and v_plan = (
                     select o.plan from public.organizations o
                     join public.ai_token_parameters p on p.only_row
-                    join public.user_profiles m on m.id = p_user
                     left join public.ai_token_organization_settings s on s.organization_id = o.id
                     left join public.ai_token_user_settings u
                         on u.organization_id = o.id and u.user_id = p_user
-                    where o.id = p_organization and m.organization_id = p_organization
+                    where o.id = p_organization
+                        and (select organization_id from public.user_profiles where id = p_user)
+                            = p_organization
                         and (p.mode = 'enforce' or p.mode_until <= v_now)
                         and (s.mode is null or s.mode = 'enforce' or s.mode_until <= v_now)
                         and (s.status is null or s.status = 'active') and u.paused_at is null)
@@ -1320,7 +1325,8 @@ create function tokenlib.reserve(
     p_organization uuid, p_user uuid, p_feature text, p_units bigint, p_metadata jsonb,
     p_key text, p_life interval, p_limits boolean, p_mode text, p_id uuid
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     w public.ai_tokens;
@@ -1401,7 +1407,8 @@ $$;
 create function tokenlib.deduct_reservation(
     p_organization uuid, p_reservation uuid, p_units bigint, p_metadata jsonb
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     r public.ai_token_reservations;
@@ -1483,7 +1490,8 @@ $$;
 create function tokenlib.release(
     p_organization uuid, p_reservation uuid, p_actor text, p_reason text
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     r public.ai_token_reservations;
@@ -1633,7 +1641,8 @@ create function tokenlib.grant_tokens(
     p_organization uuid, p_token_type text, p_amount bigint, p_kind text, p_source text,
     p_effective timestamptz, p_expires timestamptz, p_actor text, p_reason text, p_key text
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     w public.ai_tokens;
@@ -1724,7 +1733,8 @@ $$;
 create function tokenlib.refund(
     p_organization uuid, p_usage uuid, p_actor text, p_reason text, p_key text
 ) returns tokenlib.answer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC'
+set enable_seqscan = off set jit = off as $$
 declare
     a tokenlib.answer;
     l public.ai_token_usage_log;
@@ -1798,8 +1808,9 @@ begin
             select id, least(v_left, used - used_before - coalesce((
                 select sum((d.value ->> 1)::bigint) from public.ai_token_reservations r,
                     jsonb_array_elements(r.drawn) as d
-                where r.organization_id = p_organization and r.token_type = l.token_type
-                    and r.state = 'held' and (d.value ->> 0)::uuid = x.id), 0)) as undrawable,
+                where w.reserved > 0 and r.organization_id = p_organization
+                    and r.token_type = l.token_type and r.state = 'held'
+                    and (d.value ->> 0)::uuid = x.id), 0)) as undrawable,
                 amount, used
             from public.ai_token_grants x
             where organization_id = p_organization and token_type = l.token_type
@@ -4169,7 +4180,6 @@ begin
             join public.ai_tokens t
                 on t.organization_id = a.organization and t.token_type = f.token_type
             join public.organizations o on o.id = t.organization_id
-            join public.user_profiles m on m.id = a.member and m.organization_id = o.id
             where f.feature = a.feature and t.plan = o.plan and t.allowance > 0
                 and t.event_number > 0 and t.due_at > v_now and t.last_entry_at <= v_now
             limit 1) as w
@@ -4180,6 +4190,7 @@ begin
                 '00000000-0000-0000-0000-000000000000')
             limit 1) as l on true
         where units between 1 and 1000000
+            and (select organization_id from public.user_profiles where id = member) = organization
             and (metadata is null or octet_length(metadata::text) <= 16384)
             and coalesce((metadata -> 'output_units')::text ~ '^[0-9]{1,10}$', true)
             and (select mode from public.ai_token_parameters) = 'enforce'
@@ -4193,7 +4204,7 @@ begin
             and (key is null or place = array_position(p_keys, key) and length(key) between 1 and 255
                 and (select true from public.ai_token_reservations
                     where organization_id = organization and idempotency_key = key
-                        and state = 'held') is null
+                        and state in ('held', 'deducted') and state <> 'deducted') is null
                 and (select true from public.ai_token_usage_log
                     where organization_id = organization and idempotency_key = key) is null
                 and (select true from public.ai_token_events
