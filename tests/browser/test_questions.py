@@ -177,7 +177,7 @@ def preview(at: Answering) -> None:
     dialog.press("Tab")
     found = at.reports.preview_cost(feature.feature, feature.cost + 1)
     expect(dialog).to_contain_text(f"{found.tokens:,} → {found.new_tokens:,} tokens")
-    expect(dialog).to_contain_text(f"{len(found.run_outs):,} of them would have run out")
+    expect(dialog).to_contain_text(f"{found.run_outs:,} of them would have run out")
 
 
 def could(at: Answering) -> None:

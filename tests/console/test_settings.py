@@ -70,8 +70,8 @@ def test_a_cost_shows_what_it_would_have_meant_and_then_its_entry(
     preview = Reports(tokens.database).preview_cost("generate_goal", 6)
     said = texts(app)
     assert f"{preview.tokens} → **{preview.new_tokens} tokens** (+100%)" in said
-    assert f"**{len(preview.run_outs)}** of them would have run out" in said
-    assert "Healthy Roofing" in {row.name for row in preview.run_outs}
+    assert f"**{preview.run_outs}** of them would have run out" in said
+    assert "Healthy Roofing" in {row.name for row in preview.organizations[: preview.run_outs]}
     confirm(app, "Set to 6 tokens")
     assert "costs 6 tokens" in done(app)
     assert entry(tokens) == ("set_cost", str(ADMIN), WHY)

@@ -57,6 +57,8 @@ READING = {
     "movers",
     "organization_rows",
     "organizations_between",
+    "cost_effects",
+    "cost_states",
     "organizations_by_wallets",
     "organizations_moved",
     "refused_between",

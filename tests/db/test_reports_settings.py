@@ -251,8 +251,13 @@ def test_a_new_cost_runs_out_whom_it_would_have_run_out(
         before[2][0]: 60,
     }
     assert (found.tokens, found.new_tokens) == (109, 218)
-    assert [one.organization_id for one in found.run_outs] == [before[0][0]]
-    assert found.run_outs[0].run_out_at == noon + timedelta(minutes=4)  # its fourth use
+    assert (found.since, found.used_by) == (noon.replace(hour=0) - 29 * DAY, 3)
+    froms = {one.organization_id: one.runs_out_from for one in found.organizations}
+    assert (froms[before[0][0]], froms[before[1][0]]) == (2, 3)
+    assert found.organizations[0].organization_id == before[0][0]
+    assert found.run_outs == 1
+    first = reports.preview_cost("generate_insight", 2, limit=1)
+    assert (first.organizations, first.used_by) == (found.organizations[:1], 3)
 
     tokens.staff_set_cost(admin, "generate_insight", 2, reason="r")
     again = [join(plan) for plan in plans]
@@ -269,9 +274,10 @@ def test_a_new_cost_is_carried_within_a_period_and_not_over_it(
     tokens.deduct_tokens(*pro, "generate_insight", 20)
     token_clock.set(noon + 32 * DAY)
     at_two = reports.preview_cost("generate_insight", 2)
-    assert (at_two.tokens, at_two.new_tokens, at_two.run_outs) == (40, 80, ())
-    (one,) = reports.preview_cost("generate_insight", 3).run_outs
-    assert (one.uses, one.units, one.run_out_at) == (2, 40, noon + 29 * DAY)
+    assert (at_two.tokens, at_two.new_tokens, at_two.run_outs) == (40, 80, 0)
+    at_three = reports.preview_cost("generate_insight", 3)
+    (one,) = at_three.organizations
+    assert (one.uses, one.units, one.runs_out_from, at_three.run_outs) == (2, 40, 3, 1)
     token_clock.set(noon + 62 * DAY)
     assert reports.preview_cost("generate_insight", 3).organizations == ()
 
@@ -287,8 +293,8 @@ def test_what_was_waived_or_is_unlimited_stays_so(
     token_clock.advance(timedelta(minutes=1))
     found = reports.preview_cost("generate_insight", 2)
     assert (found.tokens, found.new_tokens) == (30, 60)
-    assert len(found.run_outs) == 1
+    assert found.run_outs == 1
     owner.execute("update ai_tokens set allowance = null where token_type = 'general'")
-    assert reports.preview_cost("generate_insight", 2).run_outs == ()
+    assert reports.preview_cost("generate_insight", 2).run_outs == 0
     with pytest.raises(InvalidInput, match="cost"):
         reports.preview_cost("generate_insight", 0)

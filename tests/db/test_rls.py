@@ -52,6 +52,7 @@ INTERNAL = {
     "ai_token_archived_keys",
     "ai_token_usage_active",
     "ai_token_usage_closed",
+    "ai_token_usage_costs",
     "ai_token_usage_days",
     "ai_token_usage_hasty",
     "ai_token_usage_kept",
@@ -140,6 +141,8 @@ ROLLUPS = {
     "bars",
     "movers",
     "organizations_between",
+    "cost_effects",
+    "cost_states",
     "organizations_by_wallets",
     "organizations_moved",
     "refused_between",
@@ -208,6 +211,9 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute("insert into ai_token_usage_active values (1, now(), 1, 1)")
     owner.execute("insert into ai_token_usage_seen values (%s, now(), '')", NOBODY)
     owner.execute("insert into ai_token_usage_pace values (%s, 'general', 1)", NOBODY)
+    owner.execute(
+        "insert into ai_token_usage_costs values (%s, 'general', '', 1, 1, 1, 1, 1, 1, 1)", NOBODY
+    )
     owner.execute("insert into ai_token_usage_days values (%s, now(), 1)", NOBODY)
     owner.execute("insert into ai_token_usage_hasty values (now(), %s, gen_random_uuid())", NOBODY)
     owner.execute(

@@ -69,6 +69,9 @@ QUESTIONS: dict[str, Question] = {
     "overview": lambda r, s, u, z: r.overview(s, u, z),
     "movers": lambda r, s, u, z: r.movers(z, 5),
     "run_outs": lambda r, s, u, z: r.run_outs(u - s, 7),
+    "preview_cost": lambda r, s, u, z: [
+        r.preview_cost(feature, (u - s).days % 9 + 1, 4) for feature in FEATURES
+    ],
     "plan_drift": lambda r, s, u, z: r.plan_drift(),
     "organizations": lambda r, s, u, z: [
         r.organizations(sort=sort, limit=4, offset=(u - s).days % 11, descending=s.minute % 2 == 0)
@@ -358,6 +361,12 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
             ("usage_kept", "scope, plan", "where plan is not null", "1"),
             ("usage_windows", "*", "", "1, 2, 3"),
             ("usage_pace", "organization_id, token_type, tokens", "", "1, 2"),
+            (
+                "usage_costs",
+                "organization_id, token_type, feature, units, tokens, period_units, lowest",
+                "",
+                "1, 2, 3",
+            ),
             ("usage_days", "*", "", "1, 2"),
             ("usage_active", "*", "where change <> 0", "1, 2"),
             ("refusal_sums", "*", "", "1"),

@@ -138,6 +138,7 @@ WALLETS = [
     ("overview", "run_outs_closed", "run_outs"),
     ("organizations", "organizations_sorted", "organizations"),
     ("organizations", "organizations_closed", "organizations"),
+    ("settings", "cost_effects_closed", "cost_effects"),
 ]
 ASKED: dict[str, Any] = {
     **dict.fromkeys(
@@ -149,6 +150,8 @@ ASKED: dict[str, Any] = {
     "descending": True,
     "limit": 7,
     "offset": 2,
+    "feature": "generate_insight",
+    "cost": 3,
 }
 
 

@@ -80,7 +80,7 @@ def cost(here: Office, feature: str) -> None:
         return
     try:
         with st.skeleton(height=240):
-            effect(here.person.reports.preview_cost(feature, new), here.context)
+            effect(here.person.reports.preview_cost(feature, new, _SHOWN), here.context)
     except TokenlibError as error:
         st.error(fmt.plain(str(error)), icon=":material/error:")
         return
@@ -98,31 +98,32 @@ def effect(preview: CostPreview, context: Context) -> None:
     """What the same use would have cost, and who would have run out."""
     with st.container(border=True, gap="small"):
         st.markdown("**What it would have meant in the last 30 days**")
-        if not preview.organizations:
+        if not preview.used_by:
             st.caption("Nobody used this feature in that time.")
             return
         change = (preview.new_tokens - preview.tokens) / preview.tokens if preview.tokens else 0
         st.markdown(
             f"{fmt.number(preview.tokens)} → **{fmt.count(preview.new_tokens, 'token')}**"
-            f" ({fmt.change(change)}) in {fmt.count(len(preview.organizations), 'organization')};"
-            f" **{fmt.number(len(preview.run_outs))}** of them would have run out."
+            f" ({fmt.change(change)}) in {fmt.count(preview.used_by, 'organization')};"
+            f" **{fmt.number(preview.run_outs)}** of them would have run out."
         )
-        found = preview.run_outs or preview.organizations
-        rows = found[:_SHOWN]
-        data = tables.frame(rows, ["name", "plan", "tokens", "new_tokens"], context)
-        data["out"] = [context.day(row.run_out_at) if row.run_out_at else None for row in rows]
-        tables.show(
-            data,
+        rows = preview.organizations[: preview.run_outs or None]
+        tables.draw(
+            rows,
             {
                 "name": "Organization",
                 "plan": "Plan",
                 "tokens": tables.number("Tokens"),
                 "new_tokens": tables.number("Would be"),
-                "out": "Out on",
+                "runs_out_from": tables.number(
+                    "Out from", note="The lowest cost at which a wallet of theirs would run out."
+                ),
             },
+            context,
             "What the new cost would have meant for each organization",
         )
-        shown = f"The first {_SHOWN} of them. " if len(found) > _SHOWN else ""
+        found = preview.run_outs or preview.used_by
+        shown = f"The first {len(rows)} of them. " if found > len(rows) else ""
         st.caption(
             f"{shown}The same use is assumed; holds that run now keep the cost they were made at."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -130,9 +130,10 @@ class ChangeRow:
 
 @dataclass(frozen=True, slots=True)
 class CostEffect:
-    """One organization's last 30 days of a feature at another cost.
+    """One organization's use of a feature at another cost.
 
-    `run_out_at` is when a wallet of it would have run out that did not; None when none would have.
+    `units` are those that were charged for: what was waived stays free. `runs_out_from` is the
+    lowest cost at which a wallet of it would have run out; None where none has a limit.
     """
 
     organization_id: UUID
@@ -142,31 +143,25 @@ class CostEffect:
     units: int
     tokens: int
     new_tokens: int
-    run_out_at: datetime | None
+    runs_out_from: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class CostPreview:
-    """What the last 30 days of a feature would have cost, organization by organization."""
+    """What a feature's use from `since` until now would have cost, altogether.
+
+    `used_by` is how many organizations used it, `run_outs` how many of them would have run out;
+    `organizations` are the first ones, who would run out at the lowest cost first.
+    """
 
     feature: str
     cost: int
+    since: datetime
+    tokens: int
+    new_tokens: int
+    used_by: int
+    run_outs: int
     organizations: tuple[CostEffect, ...]
-
-    @property
-    def tokens(self) -> int:
-        """What was charged."""
-        return sum(one.tokens for one in self.organizations)
-
-    @property
-    def new_tokens(self) -> int:
-        """What would have been charged for the same use."""
-        return sum(one.new_tokens for one in self.organizations)
-
-    @property
-    def run_outs(self) -> tuple[CostEffect, ...]:
-        """Who would have run out, the earliest first."""
-        return tuple(one for one in self.organizations if one.run_out_at is not None)
 
 
 class ChangePosition(Protocol):
@@ -236,13 +231,33 @@ class SettingsReports(Asking):
         )
         return [ChangeRow(**row) for row in rows]
 
-    def preview_cost(self, feature: str, cost: int) -> CostPreview:
+    def preview_cost(self, feature: str, cost: int, limit: int = 50) -> CostPreview:
         """What the last 30 days' use of a feature would have cost, and who would have run out.
 
-        The same use is assumed. Each wallet's extra cost is carried along its own charges within a
-        period, until it passes what was left. Waived charges stay free; refunds are not counted.
+        The days are those of UTC, and today so far; soon after midnight one more. The same use is
+        assumed. Each wallet's extra cost is carried along its own charges within a period, until it
+        passes what was left. Waived charges stay free; refunds are not counted.
         """
         rows = self._ask(
-            "settings", "cost_effects", feature=feature, cost=whole(cost, "cost", 1, 1_000_000)
+            "settings",
+            f"cost_effects{self._closed}",
+            feature=feature,
+            cost=whole(cost, "cost", 1, 1_000_000),
+            limit=rows_at_most(limit),
         )
-        return CostPreview(feature, cost, tuple(CostEffect(**row) for row in rows))
+        first, names = rows[0], [field.name for field in fields(CostEffect)]
+        effects = [
+            CostEffect(**{name: row[name] for name in names})
+            for row in rows
+            if row["organization_id"] is not None  # the row of nobody, which has the time alone
+        ]
+        return CostPreview(
+            feature,
+            cost,
+            first["since"],
+            first["all_tokens"] or 0,
+            (first["all_units"] or 0) * cost,
+            first["used_by"] or 0,
+            first["run_outs"] or 0,
+            tuple(effects),
+        )

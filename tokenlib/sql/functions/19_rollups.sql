@@ -279,10 +279,12 @@ begin
         if c.windows_to = v_from and v_ready - v_from <= interval '1 day' then
             perform tokenlib.fold_windows(v_from, c.closed_to);
             perform tokenlib.fold_wallets(v_from, c.closed_to);
+            perform tokenlib.fold_costs(v_from, c.closed_to);
             c.windows_to := c.closed_to;
         elsif not behind then
             perform tokenlib.make_windows(c.closed_to);
             perform tokenlib.fold_wallets(null, c.closed_to);
+            perform tokenlib.fold_costs(null, c.closed_to);
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then
@@ -343,6 +345,7 @@ begin
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_costs;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_usage_active
     where v_keep is null or at > v_keep + days * interval '24 hours';

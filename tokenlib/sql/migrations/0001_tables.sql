@@ -558,6 +558,25 @@ create table public.ai_token_wallet_sums (
     most_plan text
 ) with (fillfactor = 80);
 
+-- What each wallet was charged for each feature since a midnight (UTC) 30 days before that of windows_to,
+-- and in its present period of that time; and the lowest cost of a unit at which it would have run out,
+-- which it would not where it has no limit.
+create table public.ai_token_usage_costs (
+    organization_id uuid not null,
+    token_type text not null,
+    feature text not null,
+    uses bigint not null,
+    units bigint not null,
+    tokens bigint not null,
+    period_units bigint not null,
+    period_tokens bigint not null,
+    lowest bigint,
+    runs_out_from bigint,                      -- the same, null without a limit
+    primary key (organization_id, token_type, feature)
+) with (fillfactor = 80);
+create index costs_by_feature on public.ai_token_usage_costs
+    (feature, runs_out_from, units desc, organization_id, token_type) include (tokens);
+
 -- Refusals since the beginning, as they stood at `at`, in steps of five minutes with any.
 create table public.ai_token_refusal_sums (
     at timestamptz primary key,

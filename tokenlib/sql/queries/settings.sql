@@ -111,64 +111,91 @@ order by d.created_at desc, d.id desc
 limit %(limit)s::bigint
 
 -- name: cost_effects
--- What the last month's use of a feature would have cost. Each wallet's extra cost is carried along
--- its own entries within a period; where it passes what was left, the wallet would have run out.
--- Both ends of the month are columns: under row security an index takes no `now - interval`.
+-- What another cost of a feature would have done since a midnight (UTC) 30 days ago. What a wallet was
+-- charged more is carried along its own entries within a period: where a cost passes what was left, the
+-- wallet would have run out.
+-- Both ends of the time are columns: under row security an index takes no `now - interval`.
 with clock as materialized (
-    select c.now, c.now - interval '30 days' as since from (select tokenlib.clock() as now) as c
+    select c.now, date_bin('24 hours', c.now, '2000-01-01 00:00Z') - interval '720 hours' as since
+    from (select tokenlib.clock() as now) as c
 ), used as materialized (
-    select l.organization_id, l.token_type, count(*) as uses, sum(l.units) as units,
-        sum(l.tokens_deducted) as tokens, sum(x.extra) as extra,
-        sum(greatest(x.extra, 0)) as most
+    select l.organization_id, l.token_type, count(*) as uses
     from clock c
     join public.ai_token_usage_log l on l.created_at >= c.since and l.created_at < c.now
-    cross join lateral (select case when l.tokens_deducted > 0
-        then l.units * %(cost)s::bigint - l.tokens_deducted else 0 end as extra) as x
     where l.feature_used = %(feature)s::text
     group by l.organization_id, l.token_type
 ), entries as (
-    -- Only what became dearer can have run out, and nothing without a limit can.
     select l.organization_id, l.token_type, coalesce(l.number, 0) as position, 0 as turn,
-        l.created_at, l.remaining_balance,
+        l.created_at, l.id, l.remaining_balance,
+        -- What cost nothing stays free.
+        case when l.feature_used = %(feature)s::text and l.tokens_deducted > 0 then l.units else 0
+            end as units,
         case when l.feature_used = %(feature)s::text and l.tokens_deducted > 0
-            then l.units * %(cost)s::bigint - l.tokens_deducted else 0 end as extra
+            then l.tokens_deducted else 0 end as tokens
     from clock c
     join public.ai_token_usage_log l on l.created_at >= c.since and l.created_at < c.now
     join used u on u.organization_id = l.organization_id and u.token_type = l.token_type
-        and u.most > 0
     union all
     -- A refresh stands between two entries of the log and begins a period.
-    select e.organization_id, e.token_type, e.after_log, 1, e.created_at, null, 0
+    select e.organization_id, e.token_type, e.after_log, 1, e.created_at, e.id, null, 0, 0
     from clock c
     join public.ai_token_events e
         on e.kind = 'refresh' and e.created_at >= c.since and e.created_at < c.now
     join used u on u.organization_id = e.organization_id and u.token_type = e.token_type
-        and u.most > 0
 ), phased as (
     select *, sum(turn) over (partition by organization_id, token_type
-        order by position, turn, created_at) as period
+        order by position, turn, created_at, id) as period
     from entries
 ), running as (
-    select *, sum(extra) over (partition by organization_id, token_type, period
-        order by position, turn, created_at) as carried
+    select *, sum(units) over of_period as carried_units, sum(tokens) over of_period as carried
     from phased
-), emptied as (
-    select organization_id, token_type, min(created_at) as run_out_at
-    from running where carried > remaining_balance
-    group by organization_id, token_type
-), effects as (
-    select u.organization_id, sum(u.uses)::bigint as uses, sum(u.units)::bigint as units,
-        sum(u.tokens)::bigint as tokens, sum(u.tokens + u.extra)::bigint as new_tokens,
-        min(r.run_out_at) filter (where a.allowance is not null or a.plan is null) as run_out_at
-    from used u
-    left join emptied r on r.organization_id = u.organization_id and r.token_type = u.token_type
+    window of_period as (partition by organization_id, token_type, period
+        order by position, turn, created_at, id)
+), wallets as (
+    select r.organization_id, r.token_type, u.uses, sum(r.units)::bigint as units,
+        sum(r.tokens)::bigint as tokens,
+        -- A cost passes what was left if cost * units - tokens > balance.
+        min(case when r.carried_units > 0 then floor(
+            (greatest(r.remaining_balance, 0) + r.carried) / r.carried_units) + 1 end)::bigint as lowest
+    from running r
+    join used u on u.organization_id = r.organization_id and u.token_type = r.token_type
+    group by r.organization_id, r.token_type, u.uses
+), limited as (
+    select w.*, case when a.allowance is not null or a.plan is null then w.lowest end as runs_out_from
+    from wallets w
     -- A subquery: see citus.sql.
     left join (select organization_id, token_type, allowance, plan from public.ai_tokens) as a
-        on a.organization_id = r.organization_id and a.token_type = r.token_type
-    group by u.organization_id
+        on a.organization_id = w.organization_id and a.token_type = w.token_type
+), ranked as (
+    select *, row_number() over (order by runs_out_from, units desc, organization_id, token_type)
+        as rank
+    from limited
+), effects as (
+    select organization_id, min(rank) as rank, sum(uses)::bigint as uses,
+        sum(units)::bigint as units, sum(tokens)::bigint as tokens,
+        min(runs_out_from) as runs_out_from
+    from ranked
+    group by organization_id
+), page as (
+    select e.*, count(*) over () as used_by,
+        count(*) filter (where runs_out_from <= %(cost)s::bigint) over () as run_outs,
+        (sum(units) over ())::bigint as all_units, (sum(tokens) over ())::bigint as all_tokens
+    from effects e
+    order by rank limit %(limit)s::bigint
 )
-select e.organization_id, coalesce(o.name, e.organization_id::text) as name, o.plan, e.uses,
-    e.units, e.tokens, e.new_tokens, e.run_out_at
-from effects e
+select c.since, e.organization_id, coalesce(o.name, e.organization_id::text) as name, o.plan, e.uses,
+    e.units, e.tokens, e.units * %(cost)s::bigint as new_tokens, e.runs_out_from, e.used_by,
+    e.run_outs, e.all_units, e.all_tokens
+from clock c
+left join page e on true
 left join public.organizations o on o.id = e.organization_id
-order by e.run_out_at, e.new_tokens desc, e.organization_id
+order by e.rank
+
+-- name: cost_effects_closed
+-- The same for staff and the service, from what the closing keeps.
+select e.since, e.organization_id, coalesce(o.name, e.organization_id::text) as name, o.plan, e.uses,
+    e.units, e.tokens, e.units * %(cost)s::bigint as new_tokens, e.runs_out_from, e.used_by,
+    e.run_outs, e.all_units, e.all_tokens
+from tokenlib.cost_effects(%(feature)s, %(cost)s, %(limit)s) as e
+left join public.organizations o on o.id = e.organization_id
+order by e.place
