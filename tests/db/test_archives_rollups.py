@@ -25,10 +25,12 @@ TABLES = {
     "usage_kept": "*",
     "usage_windows": "*",
     "usage_pace": "*",
+    "usage_costs": "*",
     "usage_days": "*",
     "usage_active": "days, at, change, active",
     "usage_seen": "*",
     "usage_hasty": "*",
+    "usage_bursts": "*",
     "wallet_sums": "*",
     "refusal_sums": "*",
 }

@@ -54,6 +54,7 @@ INTERNAL = {
     "ai_token_usage_closed",
     "ai_token_usage_costs",
     "ai_token_usage_days",
+    "ai_token_usage_bursts",
     "ai_token_usage_hasty",
     "ai_token_usage_kept",
     "ai_token_usage_pace",
@@ -146,10 +147,12 @@ ROLLUPS = {
     "organizations_by_wallets",
     "organizations_moved",
     "refused_between",
+    "rolling_requests",
     "run_outs",
     "stricter",
     "sum_wallets",
     "hasty_hours",
+    "hasty_peaks",
     "hasty_people",
     "least_limits",
     "plans_changed",
@@ -214,8 +217,13 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute(
         "insert into ai_token_usage_costs values (%s, 'general', '', 1, 1, 1, 1, 1, 1, 1)", NOBODY
     )
-    owner.execute("insert into ai_token_usage_days values (%s, now(), 1)", NOBODY)
+    owner.execute("insert into ai_token_usage_days values (%s, now(), 1, now(), now())", NOBODY)
     owner.execute("insert into ai_token_usage_hasty values (now(), %s, gen_random_uuid())", NOBODY)
+    owner.execute(
+        "insert into ai_token_usage_bursts"
+        " values (%s, gen_random_uuid(), now(), 1, 1, 1, now(), 1, null, 1)",
+        NOBODY,
+    )
     owner.execute(
         "insert into ai_token_wallet_sums values (%s, 1, 1, now(), null, 1, true, true)", NOBODY
     )

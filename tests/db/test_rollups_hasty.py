@@ -101,15 +101,22 @@ def test_the_hasty_are_those_beyond_the_limits(
     def same() -> int:
         total = 0
         for hours in WINDOWS:
-            found = Reports(tokens.database).abuse(NOW - hours * HOUR, NOW)
-            assert found == Plain(tokens.database).abuse(NOW - hours * HOUR, NOW), hours
-            total += found.total
+            for until in (NOW, NOW - hours / 3 * HOUR):
+                found = Reports(tokens.database).abuse(NOW - hours * HOUR, until)
+                plain = Plain(tokens.database).abuse(NOW - hours * HOUR, until)
+                assert found == plain, (hours, until)
+                total += found.total
         return total
 
     assert same() > 0
     found = owner.execute("select hasty_to from ai_token_usage_closed").fetchone()
     assert found is not None
     assert found[0] is not None
+    kept = owner.execute(
+        "select count(distinct user_id), count(*) from ai_token_usage_bursts"
+    ).fetchone()
+    assert kept is not None
+    assert 1 < kept[0] < kept[1]
     # Stricter than those that were kept: nobody is missed, before the next closing or after it.
     owner.execute(LIMITS, [None if limit is None else limit // 2 for limit in limits[:3]] + [20])
     before = same()

@@ -221,14 +221,14 @@ $$;
 -- Of 17 days before p_to: the movers of a week look back over 15.
 create function tokenlib.fold_days(p_from timestamptz, p_to timestamptz) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
-    insert into public.ai_token_usage_days as d (organization_id, day, tokens)
+    insert into public.ai_token_usage_days as d (organization_id, day, tokens, first_at, last_at)
     select organization_id, date_bin('24 hours', created_at, '2000-01-01 00:00Z'),
-        sum(tokens_deducted)
+        sum(tokens_deducted), min(created_at), max(created_at)
     from public.ai_token_usage_log
     where created_at >= p_from and created_at < p_to
     group by 1, 2
-    having sum(tokens_deducted) > 0
-    on conflict (organization_id, day) do update set tokens = d.tokens + excluded.tokens;
+    on conflict (organization_id, day) do update set tokens = d.tokens + excluded.tokens,
+        last_at = excluded.last_at;
     -- At a midnight, since it reads the whole table.
     delete from public.ai_token_usage_days
     where day < date_bin('24 hours', p_to - interval '408 hours', '2000-01-01 00:00Z')
@@ -338,6 +338,7 @@ begin
     update public.ai_token_usage_closed
     set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null, hasty_to = null;
     delete from public.ai_token_usage_hasty;
+    delete from public.ai_token_usage_bursts;
     delete from public.ai_token_usage_kept where v_keep is null;
     update public.ai_token_usage_kept set closed_to = least(closed_to, v_keep);
     delete from public.ai_token_usage_sums where v_keep is null or at > v_keep;

@@ -76,8 +76,10 @@ begin
     delete from public.ai_token_usage_active;
     delete from public.ai_token_usage_seen;
     delete from public.ai_token_usage_hasty;
+    delete from public.ai_token_usage_bursts;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_costs;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_kept where plan is not null;

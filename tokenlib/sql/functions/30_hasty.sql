@@ -60,6 +60,7 @@ begin
     if c.hasty_to is null or c.hasty_to < v_first or c.hasty_from is null
         or tokenlib.stricter(v_limits, c.hasty_limits) then
         delete from public.ai_token_usage_hasty;
+        delete from public.ai_token_usage_bursts;
         c.hasty_from := v_first;
         c.hasty_to := v_first;
         c.hasty_limits := v_limits;
@@ -69,8 +70,90 @@ begin
         c.hasty_limits, null)
     on conflict do nothing;
     delete from public.ai_token_usage_hasty where hour < v_first;
+    perform tokenlib.fold_bursts(v_first, c.hasty_to, p_to);
     update public.ai_token_usage_closed set hasty_from = greatest(c.hasty_from, v_first),
         hasty_to = p_to, hasty_limits = c.hasty_limits;
+end
+$$;
+
+-- What people asked for from p_since on, and (not `counted`) in the hour before: with what the hour and the
+-- minute that end at each row had, as the limits of the gate count them. `request_at`: null for the charge
+-- of a hold.
+create function tokenlib.rolling_requests(
+    p_organizations uuid[], p_users uuid[], p_since timestamptz, p_until timestamptz
+) returns table (organization_id uuid, user_id uuid, at timestamptz, counted boolean,
+    request_at timestamptz, tokens bigint, asked bigint, hour_tokens bigint, minute_requests bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_from timestamptz := p_since - interval '1 hour';
+begin
+    return query
+    select p.organization_id, p.user_id, r.at, r.at >= p_since, r.request_at, r.tokens, r.asked,
+        (sum(r.tokens) over (of_user range between interval '3599.999999 s' preceding
+            and current row))::bigint,
+        count(r.request_at) over (of_user range between interval '59.999999 s' preceding
+            and current row)
+    from unnest(p_organizations, p_users) as p (organization_id, user_id)
+    cross join lateral (
+        select created_at as at, case when reservation_id is null then created_at end as request_at,
+            tokens_deducted as tokens,
+            case when reservation_id is null then tokens_deducted + tokens_waived else 0 end as asked
+        from public.ai_token_usage_log
+        where organization_id = p.organization_id and user_id = p.user_id
+            and created_at >= v_from and created_at < p_until
+        union all
+        select created_at, created_at, 0, tokens + waived
+        from public.ai_token_reservations
+        where organization_id = p.organization_id and user_id = p.user_id
+            and created_at >= v_from and created_at < p_until offset 0) as r
+    window of_user as (partition by p.organization_id, p.user_id order by r.at);
+end
+$$;
+
+-- What those who were hasty did in each whole block of six hours of nine days: of who is new in all of them,
+-- of the others in those that ended since.
+create function tokenlib.fold_bursts(p_first timestamptz, p_from timestamptz, p_to timestamptz)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_since timestamptz;
+    v_until timestamptz := date_bin('6 hours', p_to, '2000-01-01 00:00Z');
+    v_organizations uuid[];
+    v_users uuid[];
+begin
+    p_first := date_bin('6 hours', p_first + interval '5 hours', '2000-01-01 00:00Z');
+    p_from := greatest(p_first, date_bin('6 hours', p_from, '2000-01-01 00:00Z'));
+    if p_from < v_until then
+        delete from public.ai_token_usage_bursts b
+        where start < p_first or not exists (select from public.ai_token_usage_hasty h
+            where h.organization_id = b.organization_id and h.user_id = b.user_id);
+    end if;
+    for v_since, v_organizations, v_users in
+        select case when known then p_from else p_first end, array_agg(organization_id),
+            array_agg(user_id)
+        from (
+            select organization_id, user_id, exists (select from public.ai_token_usage_bursts b
+                where b.organization_id = h.organization_id and b.user_id = h.user_id) as known
+            from (select distinct organization_id, user_id from public.ai_token_usage_hasty) as h
+        ) as people
+        group by 1
+    loop
+        continue when v_since >= v_until;
+        insert into public.ai_token_usage_bursts
+        select organization_id, user_id, start, count(request_at), sum(tokens), max(hour_tokens),
+            (array_agg(at order by hour_tokens desc, at))[1], max(minute_requests), min(gap),
+            max(asked), min(request_at), max(request_at)
+        from (
+            select *, request_at - max(request_at) over (
+                partition by organization_id, user_id, start order by at
+                rows between unbounded preceding and 1 preceding) as gap
+            from (
+                select *, date_bin('6 hours', at, '2000-01-01 00:00Z') as start
+                from tokenlib.rolling_requests(v_organizations, v_users, v_since, v_until)
+                where counted) as counted) as spaced
+        group by 1, 2, 3;
+    end loop;
 end
 $$;
 
@@ -114,5 +197,66 @@ begin
     select organization_id, user_id
     from tokenlib.hasty_hours(v_last, p_until, v_limits, p_organization)
     where v_last < p_until;
+end
+$$;
+
+-- What these did in the window, and their peaks in it: from the whole blocks that are kept, and from the
+-- rows of each edge.
+create function tokenlib.hasty_peaks(p_since timestamptz, p_until timestamptz, p_organization uuid)
+returns table (organization_id uuid, user_id uuid, requests bigint, tokens bigint,
+    peak_hour_tokens bigint, peak_hour_until timestamptz, peak_minute_requests bigint,
+    shortest_gap float8, largest_request bigint)
+language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_lo timestamptz;
+    v_hi timestamptz;
+    v_kept uuid[];
+    v_kept_users uuid[];
+    v_others uuid[];
+    v_other_users uuid[];
+begin
+    select date_bin('6 hours', greatest(p_since, hasty_from)
+            + interval '5 hours 59 minutes 59.999999 seconds', '2000-01-01 00:00Z'),
+        date_bin('6 hours', least(p_until, hasty_to), '2000-01-01 00:00Z')
+    into v_lo, v_hi
+    from public.ai_token_usage_closed where hasty_to is not null;
+    select array_agg(organization_id) filter (where kept), array_agg(user_id) filter (where kept),
+        array_agg(organization_id) filter (where not kept),
+        array_agg(user_id) filter (where not kept)
+    into v_kept, v_kept_users, v_others, v_other_users
+    from (
+        select *, v_lo < v_hi and (organization_id, user_id) in (
+            select organization_id, user_id from public.ai_token_usage_hasty) is true as kept
+        from tokenlib.hasty_people(p_since, p_until, p_organization)) as people;
+    return query
+    with parts as (
+        select *, request_at as first_at, request_at as last_at, null::interval as gap, at as until,
+            case when request_at is null then 0 else 1 end as requests
+        from (
+            select * from tokenlib.rolling_requests(v_others, v_other_users, p_since, p_until)
+            union all
+            select * from tokenlib.rolling_requests(v_kept, v_kept_users, p_since, v_lo)
+            union all
+            select * from tokenlib.rolling_requests(v_kept, v_kept_users, v_hi, p_until)) as rolling
+        union all
+        select b.organization_id, b.user_id, b.start, true, null, b.tokens, b.largest_request,
+            b.peak_hour_tokens, b.peak_minute_requests, b.first_at, b.last_at, b.shortest_gap,
+            b.peak_hour_until, b.requests
+        from unnest(v_kept, v_kept_users) as k (organization_id, user_id)
+        join public.ai_token_usage_bursts b
+            on b.organization_id = k.organization_id and b.user_id = k.user_id
+        where b.start >= v_lo and b.start < v_hi
+    ), spaced as (
+        select *, least(gap, first_at - max(last_at) over (partition by organization_id, user_id
+            order by at rows between unbounded preceding and 1 preceding)) as shortest
+        from parts
+    )
+    select organization_id, user_id, sum(requests)::bigint, sum(tokens)::bigint, max(hour_tokens),
+        (array_agg(until order by hour_tokens desc, until))[1], max(minute_requests),
+        extract(epoch from min(shortest))::float8, max(asked)
+    from spaced
+    where counted
+    group by 1, 2;
 end
 $$;

@@ -1,7 +1,9 @@
 -- Who used most in a window, whose use differs most between two, and how many used anything.
 
 -- How many organizations were charged: from the counts that are kept for 1, 7, 30 and 90 days and
--- corrected for who lies at the edges, or from when each was last seen.
+-- corrected for who lies at the edges, or from when each was last seen. Of the last 16 days it is known
+-- when each began and ended a day: as a window of whole days ends in another day than it begins, that
+-- tells who was charged in it. Else the log is asked.
 create function tokenlib.active_between(p_since timestamptz, p_until timestamptz) returns bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
@@ -9,66 +11,68 @@ declare
         interval '720 hours', interval '2160 hours', interval '1 day', interval '7 days',
         interval '30 days', interval '90 days')
         then round(extract(epoch from p_until - p_since) / 86400) end;
-    v_closed timestamptz := (select closed_to from public.ai_token_usage_closed);
-    v_hi timestamptz := case when v_closed is not null
-        then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
+    v_closed timestamptz;
+    v_to timestamptz;
+    v_lo timestamptz;
+    v_hi timestamptz;
+    v_day timestamptz;
     v_count bigint;
 begin
-    -- Far from the closed end the edges are long.
-    if v_hi - v_days * interval '24 hours' < p_since - interval '1 hour' then
-        v_days := null;
-    end if;
+    select closed_to, windows_to into v_closed, v_to from public.ai_token_usage_closed;
+    v_hi := case when v_closed is not null
+        then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
+    v_lo := v_hi - v_days * interval '24 hours';
+    v_day := date_bin('24 hours', v_lo, '2000-01-01 00:00Z');
     if p_until >= v_closed and p_since < v_closed and coalesce(v_days, 1) = 1 then
         return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
             + (select count(distinct l.organization_id) from public.ai_token_usage_log l
                 where l.created_at >= v_closed and l.created_at < p_until
                     and not exists (select from public.ai_token_usage_seen n
                         where n.organization_id = l.organization_id and n.last_at >= p_since));
-    elsif v_days is null or v_hi is null or v_hi <= p_since then
-        return (select count(*) from (select from public.ai_token_usage_log
-            where created_at >= p_since and created_at < p_until group by organization_id) as each);
+    -- Far from the closed end the edges are long.
+    elsif v_lo >= p_since - interval '1 hour' and v_hi > p_since then
+        select active into v_count from public.ai_token_usage_active
+        where days = v_days and at <= v_hi order by at desc limit 1;
+        v_count := coalesce(v_count, 0);
+        if p_until = v_hi and p_since = v_lo then
+            return v_count; -- nothing at the edges
+        elsif v_to >= v_hi and v_day >= v_to - interval '384 hours' then
+            return v_count
+                + (select count(*) from (
+                    select distinct organization_id from public.ai_token_usage_log
+                    where created_at >= v_hi and created_at < p_until) as entered
+                    where not exists (select from public.ai_token_usage_days d
+                        where d.organization_id = entered.organization_id
+                            and d.day >= v_day and d.day < v_hi
+                            and d.last_at >= v_lo and d.first_at < v_hi))
+                - (select count(*) from (
+                    select organization_id from public.ai_token_usage_log
+                    where created_at >= v_lo and created_at < p_since
+                    except
+                    select organization_id from public.ai_token_usage_log
+                    where created_at >= v_hi and created_at < p_until) as gone
+                    where not exists (select from public.ai_token_usage_days d
+                        where d.organization_id = gone.organization_id
+                            and d.day >= v_day and d.day < v_hi
+                            and d.last_at >= p_since and d.first_at < v_hi));
+        elsif v_days > 1 then
+            return v_count
+                + (select count(*) from (
+                    select distinct organization_id from public.ai_token_usage_log
+                    where created_at >= v_hi and created_at < p_until) as entered
+                    where not exists (select from public.ai_token_usage_log l
+                        where l.organization_id = entered.organization_id
+                            and l.created_at >= v_lo and l.created_at < v_hi))
+                - (select count(*) from (
+                    select distinct organization_id from public.ai_token_usage_log
+                    where created_at >= v_lo and created_at < p_since) as gone
+                    where not exists (select from public.ai_token_usage_log l
+                        where l.organization_id = gone.organization_id
+                            and l.created_at >= p_since and l.created_at < p_until));
+        end if;
     end if;
-    select active into v_count from public.ai_token_usage_active
-    where days = v_days and at <= v_hi order by at desc limit 1;
-    if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
-        return coalesce(v_count, 0); -- nothing at the edges
-    elsif v_days = 1 and 100 < (select count(*) from public.ai_token_usage_log
-            where created_at >= v_hi and created_at < p_until)
-        + (select count(*) from public.ai_token_usage_log
-            where created_at >= v_hi - interval '24 hours' and created_at < p_since) then
-        -- So many are sooner found in one reading of the day than one by one.
-        return coalesce(v_count, 0) + (
-            select count(*) filter (where entered and not counted)
-                - count(*) filter (where leaving and not inside)
-            from (
-                select bool_or(created_at >= v_hi) as entered,
-                    bool_or(created_at < v_hi) as counted,
-                    bool_or(created_at < p_since) as leaving,
-                    bool_or(created_at >= p_since) as inside
-                from public.ai_token_usage_log
-                where created_at >= v_hi - interval '24 hours' and created_at < p_until
-                    and organization_id in (
-                        select organization_id from public.ai_token_usage_log
-                        where created_at >= v_hi and created_at < p_until
-                        union
-                        select organization_id from public.ai_token_usage_log
-                        where created_at >= v_hi - interval '24 hours' and created_at < p_since)
-                group by organization_id) as e);
-    end if;
-    return coalesce(v_count, 0)
-        + (select count(*) from (
-            select distinct organization_id from public.ai_token_usage_log
-            where created_at >= v_hi and created_at < p_until) as entered
-            where not exists (select from public.ai_token_usage_log l
-                where l.organization_id = entered.organization_id
-                    and l.created_at >= v_hi - v_days * interval '24 hours'
-                    and l.created_at < v_hi))
-        - (select count(*) from (
-            select distinct organization_id from public.ai_token_usage_log
-            where created_at >= v_hi - v_days * interval '24 hours' and created_at < p_since) as gone
-            where not exists (select from public.ai_token_usage_log l
-                where l.organization_id = gone.organization_id
-                    and l.created_at >= p_since and l.created_at < p_until));
+    return (select count(*) from (select from public.ai_token_usage_log
+        where created_at >= p_since and created_at < p_until group by organization_id) as each);
 end
 $$;
 

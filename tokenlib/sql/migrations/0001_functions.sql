@@ -3341,14 +3341,14 @@ $$;
 -- Of 17 days before p_to: the movers of a week look back over 15.
 create function tokenlib.fold_days(p_from timestamptz, p_to timestamptz) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
-    insert into public.ai_token_usage_days as d (organization_id, day, tokens)
+    insert into public.ai_token_usage_days as d (organization_id, day, tokens, first_at, last_at)
     select organization_id, date_bin('24 hours', created_at, '2000-01-01 00:00Z'),
-        sum(tokens_deducted)
+        sum(tokens_deducted), min(created_at), max(created_at)
     from public.ai_token_usage_log
     where created_at >= p_from and created_at < p_to
     group by 1, 2
-    having sum(tokens_deducted) > 0
-    on conflict (organization_id, day) do update set tokens = d.tokens + excluded.tokens;
+    on conflict (organization_id, day) do update set tokens = d.tokens + excluded.tokens,
+        last_at = excluded.last_at;
     -- At a midnight, since it reads the whole table.
     delete from public.ai_token_usage_days
     where day < date_bin('24 hours', p_to - interval '408 hours', '2000-01-01 00:00Z')
@@ -3458,6 +3458,7 @@ begin
     update public.ai_token_usage_closed
     set closed_to = v_keep, windows_to = null, next_to = null, next_xid = null, hasty_to = null;
     delete from public.ai_token_usage_hasty;
+    delete from public.ai_token_usage_bursts;
     delete from public.ai_token_usage_kept where v_keep is null;
     update public.ai_token_usage_kept set closed_to = least(closed_to, v_keep);
     delete from public.ai_token_usage_sums where v_keep is null or at > v_keep;
@@ -4020,8 +4021,10 @@ begin
     delete from public.ai_token_usage_active;
     delete from public.ai_token_usage_seen;
     delete from public.ai_token_usage_hasty;
+    delete from public.ai_token_usage_bursts;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
+    delete from public.ai_token_usage_costs;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_kept where plan is not null;
@@ -5213,6 +5216,7 @@ begin
     if c.hasty_to is null or c.hasty_to < v_first or c.hasty_from is null
         or tokenlib.stricter(v_limits, c.hasty_limits) then
         delete from public.ai_token_usage_hasty;
+        delete from public.ai_token_usage_bursts;
         c.hasty_from := v_first;
         c.hasty_to := v_first;
         c.hasty_limits := v_limits;
@@ -5222,8 +5226,90 @@ begin
         c.hasty_limits, null)
     on conflict do nothing;
     delete from public.ai_token_usage_hasty where hour < v_first;
+    perform tokenlib.fold_bursts(v_first, c.hasty_to, p_to);
     update public.ai_token_usage_closed set hasty_from = greatest(c.hasty_from, v_first),
         hasty_to = p_to, hasty_limits = c.hasty_limits;
+end
+$$;
+
+-- What people asked for from p_since on, and (not `counted`) in the hour before: with what the hour and the
+-- minute that end at each row had, as the limits of the gate count them. `request_at`: null for the charge
+-- of a hold.
+create function tokenlib.rolling_requests(
+    p_organizations uuid[], p_users uuid[], p_since timestamptz, p_until timestamptz
+) returns table (organization_id uuid, user_id uuid, at timestamptz, counted boolean,
+    request_at timestamptz, tokens bigint, asked bigint, hour_tokens bigint, minute_requests bigint)
+language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_from timestamptz := p_since - interval '1 hour';
+begin
+    return query
+    select p.organization_id, p.user_id, r.at, r.at >= p_since, r.request_at, r.tokens, r.asked,
+        (sum(r.tokens) over (of_user range between interval '3599.999999 s' preceding
+            and current row))::bigint,
+        count(r.request_at) over (of_user range between interval '59.999999 s' preceding
+            and current row)
+    from unnest(p_organizations, p_users) as p (organization_id, user_id)
+    cross join lateral (
+        select created_at as at, case when reservation_id is null then created_at end as request_at,
+            tokens_deducted as tokens,
+            case when reservation_id is null then tokens_deducted + tokens_waived else 0 end as asked
+        from public.ai_token_usage_log
+        where organization_id = p.organization_id and user_id = p.user_id
+            and created_at >= v_from and created_at < p_until
+        union all
+        select created_at, created_at, 0, tokens + waived
+        from public.ai_token_reservations
+        where organization_id = p.organization_id and user_id = p.user_id
+            and created_at >= v_from and created_at < p_until offset 0) as r
+    window of_user as (partition by p.organization_id, p.user_id order by r.at);
+end
+$$;
+
+-- What those who were hasty did in each whole block of six hours of nine days: of who is new in all of them,
+-- of the others in those that ended since.
+create function tokenlib.fold_bursts(p_first timestamptz, p_from timestamptz, p_to timestamptz)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_since timestamptz;
+    v_until timestamptz := date_bin('6 hours', p_to, '2000-01-01 00:00Z');
+    v_organizations uuid[];
+    v_users uuid[];
+begin
+    p_first := date_bin('6 hours', p_first + interval '5 hours', '2000-01-01 00:00Z');
+    p_from := greatest(p_first, date_bin('6 hours', p_from, '2000-01-01 00:00Z'));
+    if p_from < v_until then
+        delete from public.ai_token_usage_bursts b
+        where start < p_first or not exists (select from public.ai_token_usage_hasty h
+            where h.organization_id = b.organization_id and h.user_id = b.user_id);
+    end if;
+    for v_since, v_organizations, v_users in
+        select case when known then p_from else p_first end, array_agg(organization_id),
+            array_agg(user_id)
+        from (
+            select organization_id, user_id, exists (select from public.ai_token_usage_bursts b
+                where b.organization_id = h.organization_id and b.user_id = h.user_id) as known
+            from (select distinct organization_id, user_id from public.ai_token_usage_hasty) as h
+        ) as people
+        group by 1
+    loop
+        continue when v_since >= v_until;
+        insert into public.ai_token_usage_bursts
+        select organization_id, user_id, start, count(request_at), sum(tokens), max(hour_tokens),
+            (array_agg(at order by hour_tokens desc, at))[1], max(minute_requests), min(gap),
+            max(asked), min(request_at), max(request_at)
+        from (
+            select *, request_at - max(request_at) over (
+                partition by organization_id, user_id, start order by at
+                rows between unbounded preceding and 1 preceding) as gap
+            from (
+                select *, date_bin('6 hours', at, '2000-01-01 00:00Z') as start
+                from tokenlib.rolling_requests(v_organizations, v_users, v_since, v_until)
+                where counted) as counted) as spaced
+        group by 1, 2, 3;
+    end loop;
 end
 $$;
 
@@ -5267,6 +5353,67 @@ begin
     select organization_id, user_id
     from tokenlib.hasty_hours(v_last, p_until, v_limits, p_organization)
     where v_last < p_until;
+end
+$$;
+
+-- What these did in the window, and their peaks in it: from the whole blocks that are kept, and from the
+-- rows of each edge.
+create function tokenlib.hasty_peaks(p_since timestamptz, p_until timestamptz, p_organization uuid)
+returns table (organization_id uuid, user_id uuid, requests bigint, tokens bigint,
+    peak_hour_tokens bigint, peak_hour_until timestamptz, peak_minute_requests bigint,
+    shortest_gap float8, largest_request bigint)
+language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    v_lo timestamptz;
+    v_hi timestamptz;
+    v_kept uuid[];
+    v_kept_users uuid[];
+    v_others uuid[];
+    v_other_users uuid[];
+begin
+    select date_bin('6 hours', greatest(p_since, hasty_from)
+            + interval '5 hours 59 minutes 59.999999 seconds', '2000-01-01 00:00Z'),
+        date_bin('6 hours', least(p_until, hasty_to), '2000-01-01 00:00Z')
+    into v_lo, v_hi
+    from public.ai_token_usage_closed where hasty_to is not null;
+    select array_agg(organization_id) filter (where kept), array_agg(user_id) filter (where kept),
+        array_agg(organization_id) filter (where not kept),
+        array_agg(user_id) filter (where not kept)
+    into v_kept, v_kept_users, v_others, v_other_users
+    from (
+        select *, v_lo < v_hi and (organization_id, user_id) in (
+            select organization_id, user_id from public.ai_token_usage_hasty) is true as kept
+        from tokenlib.hasty_people(p_since, p_until, p_organization)) as people;
+    return query
+    with parts as (
+        select *, request_at as first_at, request_at as last_at, null::interval as gap, at as until,
+            case when request_at is null then 0 else 1 end as requests
+        from (
+            select * from tokenlib.rolling_requests(v_others, v_other_users, p_since, p_until)
+            union all
+            select * from tokenlib.rolling_requests(v_kept, v_kept_users, p_since, v_lo)
+            union all
+            select * from tokenlib.rolling_requests(v_kept, v_kept_users, v_hi, p_until)) as rolling
+        union all
+        select b.organization_id, b.user_id, b.start, true, null, b.tokens, b.largest_request,
+            b.peak_hour_tokens, b.peak_minute_requests, b.first_at, b.last_at, b.shortest_gap,
+            b.peak_hour_until, b.requests
+        from unnest(v_kept, v_kept_users) as k (organization_id, user_id)
+        join public.ai_token_usage_bursts b
+            on b.organization_id = k.organization_id and b.user_id = k.user_id
+        where b.start >= v_lo and b.start < v_hi
+    ), spaced as (
+        select *, least(gap, first_at - max(last_at) over (partition by organization_id, user_id
+            order by at rows between unbounded preceding and 1 preceding)) as shortest
+        from parts
+    )
+    select organization_id, user_id, sum(requests)::bigint, sum(tokens)::bigint, max(hour_tokens),
+        (array_agg(until order by hour_tokens desc, until))[1], max(minute_requests),
+        extract(epoch from min(shortest))::float8, max(asked)
+    from spaced
+    where counted
+    group by 1, 2;
 end
 $$;
 -- What was used in a window by organization, person, wallet and plan, exact to the row.
@@ -5545,7 +5692,9 @@ $$;
 -- Who used most in a window, whose use differs most between two, and how many used anything.
 
 -- How many organizations were charged: from the counts that are kept for 1, 7, 30 and 90 days and
--- corrected for who lies at the edges, or from when each was last seen.
+-- corrected for who lies at the edges, or from when each was last seen. Of the last 16 days it is known
+-- when each began and ended a day: as a window of whole days ends in another day than it begins, that
+-- tells who was charged in it. Else the log is asked.
 create function tokenlib.active_between(p_since timestamptz, p_until timestamptz) returns bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
@@ -5553,66 +5702,68 @@ declare
         interval '720 hours', interval '2160 hours', interval '1 day', interval '7 days',
         interval '30 days', interval '90 days')
         then round(extract(epoch from p_until - p_since) / 86400) end;
-    v_closed timestamptz := (select closed_to from public.ai_token_usage_closed);
-    v_hi timestamptz := case when v_closed is not null
-        then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
+    v_closed timestamptz;
+    v_to timestamptz;
+    v_lo timestamptz;
+    v_hi timestamptz;
+    v_day timestamptz;
     v_count bigint;
 begin
-    -- Far from the closed end the edges are long.
-    if v_hi - v_days * interval '24 hours' < p_since - interval '1 hour' then
-        v_days := null;
-    end if;
+    select closed_to, windows_to into v_closed, v_to from public.ai_token_usage_closed;
+    v_hi := case when v_closed is not null
+        then least(v_closed, date_bin('5 minutes', p_until, '2000-01-01 00:00Z')) end;
+    v_lo := v_hi - v_days * interval '24 hours';
+    v_day := date_bin('24 hours', v_lo, '2000-01-01 00:00Z');
     if p_until >= v_closed and p_since < v_closed and coalesce(v_days, 1) = 1 then
         return (select count(*) from public.ai_token_usage_seen where last_at >= p_since)
             + (select count(distinct l.organization_id) from public.ai_token_usage_log l
                 where l.created_at >= v_closed and l.created_at < p_until
                     and not exists (select from public.ai_token_usage_seen n
                         where n.organization_id = l.organization_id and n.last_at >= p_since));
-    elsif v_days is null or v_hi is null or v_hi <= p_since then
-        return (select count(*) from (select from public.ai_token_usage_log
-            where created_at >= p_since and created_at < p_until group by organization_id) as each);
+    -- Far from the closed end the edges are long.
+    elsif v_lo >= p_since - interval '1 hour' and v_hi > p_since then
+        select active into v_count from public.ai_token_usage_active
+        where days = v_days and at <= v_hi order by at desc limit 1;
+        v_count := coalesce(v_count, 0);
+        if p_until = v_hi and p_since = v_lo then
+            return v_count; -- nothing at the edges
+        elsif v_to >= v_hi and v_day >= v_to - interval '384 hours' then
+            return v_count
+                + (select count(*) from (
+                    select distinct organization_id from public.ai_token_usage_log
+                    where created_at >= v_hi and created_at < p_until) as entered
+                    where not exists (select from public.ai_token_usage_days d
+                        where d.organization_id = entered.organization_id
+                            and d.day >= v_day and d.day < v_hi
+                            and d.last_at >= v_lo and d.first_at < v_hi))
+                - (select count(*) from (
+                    select organization_id from public.ai_token_usage_log
+                    where created_at >= v_lo and created_at < p_since
+                    except
+                    select organization_id from public.ai_token_usage_log
+                    where created_at >= v_hi and created_at < p_until) as gone
+                    where not exists (select from public.ai_token_usage_days d
+                        where d.organization_id = gone.organization_id
+                            and d.day >= v_day and d.day < v_hi
+                            and d.last_at >= p_since and d.first_at < v_hi));
+        elsif v_days > 1 then
+            return v_count
+                + (select count(*) from (
+                    select distinct organization_id from public.ai_token_usage_log
+                    where created_at >= v_hi and created_at < p_until) as entered
+                    where not exists (select from public.ai_token_usage_log l
+                        where l.organization_id = entered.organization_id
+                            and l.created_at >= v_lo and l.created_at < v_hi))
+                - (select count(*) from (
+                    select distinct organization_id from public.ai_token_usage_log
+                    where created_at >= v_lo and created_at < p_since) as gone
+                    where not exists (select from public.ai_token_usage_log l
+                        where l.organization_id = gone.organization_id
+                            and l.created_at >= p_since and l.created_at < p_until));
+        end if;
     end if;
-    select active into v_count from public.ai_token_usage_active
-    where days = v_days and at <= v_hi order by at desc limit 1;
-    if p_until = v_hi and p_since = v_hi - v_days * interval '24 hours' then
-        return coalesce(v_count, 0); -- nothing at the edges
-    elsif v_days = 1 and 100 < (select count(*) from public.ai_token_usage_log
-            where created_at >= v_hi and created_at < p_until)
-        + (select count(*) from public.ai_token_usage_log
-            where created_at >= v_hi - interval '24 hours' and created_at < p_since) then
-        -- So many are sooner found in one reading of the day than one by one.
-        return coalesce(v_count, 0) + (
-            select count(*) filter (where entered and not counted)
-                - count(*) filter (where leaving and not inside)
-            from (
-                select bool_or(created_at >= v_hi) as entered,
-                    bool_or(created_at < v_hi) as counted,
-                    bool_or(created_at < p_since) as leaving,
-                    bool_or(created_at >= p_since) as inside
-                from public.ai_token_usage_log
-                where created_at >= v_hi - interval '24 hours' and created_at < p_until
-                    and organization_id in (
-                        select organization_id from public.ai_token_usage_log
-                        where created_at >= v_hi and created_at < p_until
-                        union
-                        select organization_id from public.ai_token_usage_log
-                        where created_at >= v_hi - interval '24 hours' and created_at < p_since)
-                group by organization_id) as e);
-    end if;
-    return coalesce(v_count, 0)
-        + (select count(*) from (
-            select distinct organization_id from public.ai_token_usage_log
-            where created_at >= v_hi and created_at < p_until) as entered
-            where not exists (select from public.ai_token_usage_log l
-                where l.organization_id = entered.organization_id
-                    and l.created_at >= v_hi - v_days * interval '24 hours'
-                    and l.created_at < v_hi))
-        - (select count(*) from (
-            select distinct organization_id from public.ai_token_usage_log
-            where created_at >= v_hi - v_days * interval '24 hours' and created_at < p_since) as gone
-            where not exists (select from public.ai_token_usage_log l
-                where l.organization_id = gone.organization_id
-                    and l.created_at >= p_since and l.created_at < p_until));
+    return (select count(*) from (select from public.ai_token_usage_log
+        where created_at >= p_since and created_at < p_until group by organization_id) as each);
 end
 $$;
 

@@ -391,6 +391,8 @@ create index live_reservations on public.ai_token_reservations
     (organization_id, token_type, expires_at) where state = 'held';
 create index reservations_by_user on public.ai_token_reservations
     (organization_id, user_id, created_at);
+-- Who was hasty in the last minutes, of everybody.
+create index reservations_by_time on public.ai_token_reservations (created_at);
 
 -- One row per user, feature, rule and minute. The user is the zero UUID where none is known.
 create table public.ai_token_refusals (
@@ -583,11 +585,13 @@ create table public.ai_token_refusal_sums (
     refusals bigint not null
 );
 
--- What each organization was charged on each of its last 17 days (UTC).
+-- What each organization was charged on each of its last 17 days (UTC), and when first and last.
 create table public.ai_token_usage_days (
     organization_id uuid not null,
     day timestamptz not null,
     tokens bigint not null,
+    first_at timestamptz not null,
+    last_at timestamptz not null,
     primary key (organization_id, day)
 );
 -- The first organizations, and the first users.
@@ -617,6 +621,24 @@ create table public.ai_token_usage_hasty (
     organization_id uuid not null,
     user_id uuid not null,
     primary key (hour, organization_id, user_id)
+);
+
+-- What these people did in each block of six hours, with the hour, minute and gap that were the worst of
+-- those that end in it.
+create table public.ai_token_usage_bursts (
+    organization_id uuid not null,
+    user_id uuid not null,
+    start timestamptz not null,
+    requests bigint not null,
+    tokens bigint not null,
+    peak_hour_tokens bigint not null,
+    peak_hour_until timestamptz not null,
+    peak_minute_requests bigint not null,
+    shortest_gap interval,                     -- between two requests of the block
+    largest_request bigint not null,
+    first_at timestamptz,                      -- of its requests
+    last_at timestamptz,
+    primary key (organization_id, user_id, start)
 );
 
 -- When each organization was last charged, before closed_to, and the plan that its use is counted to in

@@ -51,7 +51,7 @@ with wallet as (
             and reserved_change <> 0) as holds
     where lapsed <> 0
     having count(*) > 0
-), figures as (
+), figures as materialized (
     select w.organization_id, w.token_type, w.at, b.kind as opened_by, b.effective_at as opened_at,
         b.balance_after + w.reserved - (select coalesce(sum(reserved_change), 0) from later)
             as opening,
@@ -78,8 +78,8 @@ order by array_position(array['grant', 'top_up', 'plan_change', 'refund', 'charg
     'hold_lapsed'], l.kind), l.tokens desc, l.detail
 
 -- name: story_closed
--- The same for staff and the service: charges from the rollups, but those of a hold, which say what the
--- hold gave back.
+-- The same for staff and the service: charges from the rollups, and those of a hold from the hold. It gave
+-- back what was not charged, unless it was drawn before: only then the charge says what lapsed.
 with wallet as (
     select a.*, coalesce(%(at)s::timestamptz, 'infinity') as until,
         coalesce(%(at)s::timestamptz, greatest(tokenlib.clock(), a.last_entry_at)) as at
@@ -92,19 +92,19 @@ with wallet as (
         where organization_id = w.organization_id and token_type = w.token_type
             and kind in ('opening', 'refresh') and effective_at <= w.until
         order by number desc limit 1) as e
-), later as (
-    select 'held' as kind, null as detail, l.created_at as at,
-        l.tokens_deducted + l.returned as balance_change, -l.held as reserved_change,
-        0 as used_change,
+), later as materialized (
+    select 'held' as kind, null as detail, r.resolved_at as at,
+        coalesce(l.tokens_deducted + l.returned, r.tokens) as balance_change,
+        -r.tokens as reserved_change, 0 as used_change,
         case when l.held <> 0 then l.returned + l.tokens_deducted - l.held else 0 end as lapsed
     from base b
-    -- Few among many charges, so found by their holds, which end when they are charged.
     join public.ai_token_reservations r on r.organization_id = b.organization_id
-        and r.state = 'deducted' and r.resolved_at >= b.created_at
-    cross join lateral (
+        and r.token_type = b.token_type and r.state = 'deducted' and r.resolved_at >= b.created_at
+    left join lateral (
         select * from public.ai_token_usage_log
-        where organization_id = r.organization_id and reservation_id = r.id offset 0) as l
-    where l.token_type = b.token_type and l.number > b.after_log
+        where (r.drawn is not null or r.resolved_at = b.created_at)
+            and organization_id = r.organization_id and reservation_id = r.id offset 0) as l on true
+    where r.resolved_at > b.created_at or l.number > b.after_log
     union all
     select e.kind, case when e.kind = 'refund' then e.data ->> 'feature'
             when e.kind in ('grant', 'grant_expired') then g.kind end,
@@ -114,10 +114,10 @@ with wallet as (
     from base b
     join public.ai_token_events e on e.organization_id = b.organization_id
         and e.token_type = b.token_type and e.number > b.number
-    left join public.ai_token_grants g on e.kind in ('grant', 'grant_expired')
-        and g.organization_id = e.organization_id and g.id = e.subject_id
-), told as (
-    select l.* from later l cross join wallet w where l.at <= w.until
+    left join lateral (
+        select kind from public.ai_token_grants
+        where e.kind in ('grant', 'grant_expired')
+            and organization_id = e.organization_id and id = e.subject_id offset 0) as g on true
 ), charges as materialized (
     select u.* from wallet w cross join base b
     cross join lateral tokenlib.usage_wallet(b.organization_id, b.token_type, b.after_log,
@@ -125,37 +125,42 @@ with wallet as (
 ), lines as (
     select 'charge' as kind, feature as detail, uses as count, -tokens as tokens, waived from charges
     union all
-    select kind, detail, count(*), sum(balance_change)::bigint, 0
-    from told
-    where kind in ('refund', 'grant', 'grant_expired', 'plan_change', 'top_up')
+    select l.kind, l.detail, count(*), sum(l.balance_change)::bigint, 0
+    from later l cross join wallet w
+    where l.kind in ('refund', 'grant', 'grant_expired', 'plan_change', 'top_up') and l.at <= w.until
     group by 1, 2
     union all
     -- Held tokens whose grant expired meanwhile came back to nobody.
-    select 'hold_lapsed', null, count(*), sum(lapsed)::bigint, 0
-    from told
-    where lapsed <> 0
+    select 'hold_lapsed', null, count(*), sum(l.lapsed)::bigint, 0
+    from later l cross join wallet w
+    where l.lapsed <> 0 and l.at <= w.until
     having count(*) > 0
-), figures as (
-    select w.organization_id, w.token_type, w.at, b.kind as opened_by, b.effective_at as opened_at,
-        b.balance_after + w.reserved - (select coalesce(sum(reserved_change), 0) from later)
-            as opening,
-        b.balance_after + (select coalesce(sum(balance_change), 0) from told)
-            - (select coalesce(sum(tokens), 0) from charges) as balance,
-        w.reserved - (select coalesce(sum(reserved_change), 0) from later)
-            + (select coalesce(sum(reserved_change), 0) from told) as held,
-        case when b.kind = 'opening' then b.used_change else 0 end
-            + (select coalesce(sum(used_change), 0) from told)
+), sums as (
+    select coalesce(sum(l.reserved_change), 0) as reserved,
+        coalesce(sum(l.reserved_change) filter (where l.at <= w.until), 0) as reserved_then,
+        coalesce(sum(l.balance_change) filter (where l.at <= w.until), 0) as balance,
+        coalesce(sum(l.used_change) filter (where l.at <= w.until), 0)
             + (select coalesce(sum(tokens), 0) from charges) as used,
-        (select count(*) from public.ai_token_reservations r
-            where r.organization_id = w.organization_id and r.token_type = w.token_type
-                and r.created_at <= w.until and r.tokens > 0
-                and (r.state = 'held' or case r.state when 'expired' then r.expires_at
-                    else r.resolved_at end > w.until)) as holds,
-        coalesce((select min(e.effective_at) from public.ai_token_events e
-            where e.organization_id = b.organization_id and e.token_type = b.token_type
-                and e.kind = 'refresh' and e.number > b.number), w.refresh_date) as refresh_date,
+        (select coalesce(sum(tokens), 0) from charges) as charged,
+        min(l.at) filter (where l.kind = 'refresh') as refreshed
+    from later l cross join wallet w
+), figures as materialized (
+    select w.organization_id, w.token_type, w.at, b.kind as opened_by, b.effective_at as opened_at,
+        b.balance_after + w.reserved - s.reserved as opening,
+        b.balance_after + s.balance - s.charged as balance,
+        w.reserved - s.reserved + s.reserved_then as held,
+        case when b.kind = 'opening' then b.used_change else 0 end + s.used as used,
+        (select count(*) from public.ai_token_reservations
+            where organization_id = w.organization_id and token_type = w.token_type
+                and state = 'held' and tokens > 0 and created_at <= w.until)
+        + (select count(*) from public.ai_token_reservations
+            where w.until < 'infinity' and organization_id = w.organization_id
+                and token_type = w.token_type and state <> 'held' and tokens > 0
+                and created_at <= w.until
+                and case state when 'expired' then expires_at else resolved_at end > w.until) as holds,
+        coalesce(s.refreshed, w.refresh_date) as refresh_date,
         w.refresh_date - w.period_start as period, w.allowance is null as unlimited
-    from wallet w cross join base b
+    from wallet w cross join base b cross join sums s
 )
 select f.*, l.kind, l.detail, l.count, l.tokens, coalesce(l.waived, 0) as waived
 from figures f

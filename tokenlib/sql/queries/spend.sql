@@ -196,74 +196,18 @@ left join lateral (
 order by j.peak_hour_tokens desc, j.peak_minute_requests desc, j.organization_id, j.user_id
 
 -- name: abuse_closed
--- The same, from the requests of those alone who were hasty in some hour.
-with hasty as materialized (
-    select * from tokenlib.hasty_people(%(since)s, %(until)s, %(organization_id)s)
-), bounds as materialized (
-    select %(since)s::timestamptz - interval '1 hour' as since, %(until)s::timestamptz as until
-), requests as materialized (
-    select h.organization_id, h.user_id, r.*
-    from hasty h cross join bounds b
-    cross join lateral (
-        select created_at as at, tokens_deducted as tokens,
-            case when reservation_id is null then created_at end as request_at,
-            case when reservation_id is null then tokens_deducted + tokens_waived else 0 end as asked
-        from public.ai_token_usage_log
-        where organization_id = h.organization_id and user_id = h.user_id
-            and created_at >= b.since and created_at < b.until
-        union all
-        select created_at, 0, created_at, tokens + waived
-        from public.ai_token_reservations
-        where organization_id = h.organization_id and user_id = h.user_id
-            and created_at >= b.since and created_at < b.until offset 0) as r
-), spaced as (
-    select *, request_at - max(request_at) over (partition by organization_id, user_id order by at
-            rows between unbounded preceding and 1 preceding) as gap
-    from requests
-), people as (
-    select organization_id, user_id, count(request_at) as all_requests, sum(tokens) as all_tokens,
-        count(request_at) filter (where at >= %(since)s::timestamptz) as requests,
-        (sum(tokens) filter (where at >= %(since)s::timestamptz))::bigint as tokens,
-        extract(epoch from min(gap) filter (where at >= %(since)s::timestamptz))::float8
-            as shortest_gap,
-        (max(asked) filter (where at >= %(since)s::timestamptz))::bigint as largest_request
-    from spaced
-    group by organization_id, user_id
-), suspects as materialized (
-    select p.organization_id, p.user_id, p.requests, p.tokens, p.shortest_gap, p.largest_request,
-        l.requests_per_minute, l.seconds_between_requests, l.tokens_per_request,
-        l.alert_tokens_per_hour
-    from people p
+-- The same of those alone who were hasty in some hour, from what is kept of them.
+with judged as (
+    select p.*, array_remove(array[
+        case when p.peak_hour_tokens > l.alert_tokens_per_hour then 'alert_tokens_per_hour' end,
+        case when p.peak_minute_requests > l.requests_per_minute then 'requests_per_minute' end,
+        case when p.shortest_gap < l.seconds_between_requests then 'seconds_between_requests' end,
+        case when p.largest_request > l.tokens_per_request then 'tokens_per_request' end
+        ], null) as over
+    from tokenlib.hasty_peaks(%(since)s, %(until)s, %(organization_id)s) as p
     left join public.ai_token_limits own on own.organization_id = p.organization_id
     join public.ai_token_limits l on l.scope
         = coalesce(own.scope, '00000000-0000-0000-0000-000000000000')
-    where p.all_tokens > l.alert_tokens_per_hour or p.all_requests > l.requests_per_minute
-        or p.shortest_gap < l.seconds_between_requests or p.largest_request > l.tokens_per_request
-), rolling as (
-    select r.organization_id, r.user_id, r.at,
-        sum(r.tokens) over (of_user range between interval '3599.999999 s' preceding
-            and current row) as hour_tokens,
-        count(r.request_at) over (of_user range between interval '59.999999 s' preceding
-            and current row) as minute_requests
-    from requests r
-    join suspects using (organization_id, user_id)
-    window of_user as (partition by r.organization_id, r.user_id order by r.at)
-), peaks as (
-    select organization_id, user_id, max(hour_tokens)::bigint as peak_hour_tokens,
-        (array_agg(at order by hour_tokens desc, at))[1] as peak_hour_until,
-        max(minute_requests) as peak_minute_requests
-    from rolling
-    where at >= %(since)s::timestamptz
-    group by organization_id, user_id
-), judged as (
-    select s.*, p.peak_hour_tokens, p.peak_hour_until, p.peak_minute_requests, array_remove(array[
-        case when p.peak_hour_tokens > s.alert_tokens_per_hour then 'alert_tokens_per_hour' end,
-        case when p.peak_minute_requests > s.requests_per_minute then 'requests_per_minute' end,
-        case when s.shortest_gap < s.seconds_between_requests then 'seconds_between_requests' end,
-        case when s.largest_request > s.tokens_per_request then 'tokens_per_request' end
-        ], null) as over
-    from suspects s
-    join peaks p using (organization_id, user_id)
 ), page as (
     select *, count(*) over () as total from judged
     where over <> '{}'
