@@ -28,6 +28,10 @@ class About:
         """The window of so many days."""
         return self.now - timedelta(days=days), self.now
 
+    def before(self, days: float) -> tuple[datetime, datetime]:
+        """The window before that."""
+        return self.now - timedelta(days=2 * days), self.now - timedelta(days=days)
+
     def parameters(self, days: float) -> dict[str, Any]:
         """The same for SQL."""
         since, until = self.last(days)
@@ -194,6 +198,31 @@ OF_THE_CONSOLE = [
     ),
     Question("usage by user, 30 days", lambda ask, it: ask.usage_series(*it.last(30), "user")),
     Question("usage by plan, 30 days", lambda ask, it: ask.usage_series(*it.last(30), "plan")),
+    Question(
+        "the first 25 by organization, 30 days",
+        lambda ask, it: ask.usage_series(*it.last(30), "organization", top=25),
+    ),
+    Question(
+        "the 30 days before, by organization",
+        lambda ask, it: ask.usage_before(*it.last(30), it.before(30), top=25),
+    ),
+    Question(
+        "the 30 days before, by user",
+        lambda ask, it: ask.usage_before(*it.last(30), it.before(30), "user", 25),
+    ),
+    Question(
+        "the 7 days before, by organization",
+        lambda ask, it: ask.usage_before(*it.last(7), it.before(7), top=25),
+    ),
+    Question(
+        "the days before, by feature",
+        lambda ask, it: ask.usage_series(*it.before(30), bucket="week", top=25),
+    ),
+    Question("totals of the 30 days before", lambda ask, it: ask.usage_totals(*it.before(30))),
+    Question(
+        "usage of a user by feature, 30 days",
+        lambda ask, it: ask.usage_series(*it.last(30), organization_id=it.largest, user_id=it.user),
+    ),
     Question("totals, 30 days", lambda ask, it: ask.usage_totals(*it.last(30))),
     Question("totals, 90 days", lambda ask, it: ask.usage_totals(*it.last(90))),
     Question(

@@ -32,6 +32,9 @@ NARROWABLE: dict[str, Question] = {
     "usage_series": lambda r, o: r.usage_series(
         SINCE, UNTIL, "user", "hour", top=100, organization_id=o
     ),
+    "usage_before": lambda r, o: r.usage_before(
+        SINCE, UNTIL, (SINCE, UNTIL), "user", organization_id=o
+    ),
     "usage_totals": lambda r, o: r.usage_totals(SINCE, UNTIL, organization_id=o),
     "usage_rows": lambda r, o: r.usage_rows(SINCE, UNTIL, organization_id=o),
     "latest_charges": lambda r, o: r.latest_charges(100, o),

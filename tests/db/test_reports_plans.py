@@ -111,6 +111,11 @@ def busy(token_server: Embedded) -> Iterator[Busy]:
         ("refusals", "frequent", {"limit": 10, "by_user": False, "by_plan": False}),
         ("series", "series", {**BY_DAY, **FILTERS}),
         ("series", "totals", FILTERS),
+        (
+            "series",
+            "before",
+            {"by": "user", "top": 8, "before": BEFORE, "before_until": NOW - timedelta(days=7)},
+        ),
         ("series", "rows", {**FIRST_ROWS, **FILTERS, "token_type": None}),
         ("spend", "spenders", {"limit": 10, "by_user": True, "last_day": 6, "before": BEFORE}),
     ],

@@ -50,6 +50,10 @@ QUESTIONS: dict[str, Question] = {
         s, u, "organization", "day", z, 3
     ),
     "usage_series by user": lambda r, s, u, z: r.usage_series(s, u, "user", "day", z, 4),
+    "usage_before": lambda r, s, u, z: r.usage_before(s, u, (s - (u - s), s), top=3),
+    "usage_before, users": lambda r, s, u, z: r.usage_before(
+        s, u, (s - 2 * DAY, u - DAY), "user", 4
+    ),
     "usage_series by plan": lambda r, s, u, z: r.usage_series(s, u, "plan", "day", z),
     "usage_series by plan and week": lambda r, s, u, z: r.usage_series(s, u, "plan", "week", z, 1),
     "usage_series of a plan": lambda r, s, u, z: r.usage_series(
@@ -107,6 +111,9 @@ OF_ONE: dict[str, Callable[[Reports, datetime, datetime, str, UUID], Any]] = {
     "usage_series": lambda r, s, u, z, o: r.usage_series(s, u, timezone=z, organization_id=o),
     "usage_series by user": lambda r, s, u, z, o: r.usage_series(
         s, u, "user", "day", z, 2, organization_id=o
+    ),
+    "usage_before": lambda r, s, u, z, o: r.usage_before(
+        s, u, (s - DAY, s), "user", 2, organization_id=o
     ),
     "spenders": lambda r, s, u, z, o: r.spenders(s, u, "user", 5, o),
     "abuse": lambda r, s, u, z, o: r.abuse(s, u, organization_id=o),

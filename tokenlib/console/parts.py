@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import streamlit as st
@@ -29,7 +29,7 @@ GROUPS: dict[By, str] = {
 }
 ALONE = 7
 """Groups with a color of their own in the chart; the table has more."""
-LISTED = 100
+LISTED = 25
 CHART = "usage_bars"
 _CLICK = "part_organization"
 _ROUND = "usage_bars_round"
@@ -71,22 +71,29 @@ def ask(
     reports: Reports, window: Window, step: Step, by: By, narrowed: Narrowed, zone: str
 ) -> Parts:
     """The use of a window and of the one before it."""
-    coarse: Step = "week"
-    rows, before = (
-        reports.usage_series(
-            time.since,
-            time.until,
+    filters: dict[str, Any] = {
+        "organization_id": narrowed.organization_id,
+        "user_id": narrowed.user_id,
+        "feature": narrowed.feature,
+        "plan": narrowed.plan,
+    }
+    then = window.before
+    rows = reports.usage_series(window.since, window.until, by, step, zone, LISTED, **filters)
+    before: Sequence[SeriesPoint]
+    if by in ("organization", "user") and not (
+        narrowed.user_id or narrowed.feature or narrowed.plan
+    ):
+        used = reports.usage_before(
+            window.since,
+            window.until,
+            (then.since, then.until),
             by,
-            bucket,
-            zone,
             LISTED,
             organization_id=narrowed.organization_id,
-            user_id=narrowed.user_id,
-            feature=narrowed.feature,
-            plan=narrowed.plan,
         )
-        for time, bucket in ((window, step), (window.before, coarse))
-    )
+        before = [SeriesPoint(then.since, key, key, 0, used[key], 0) for key in used]
+    else:
+        before = reports.usage_series(then.since, then.until, by, "week", zone, LISTED, **filters)
     return Parts(window, step, by, narrowed, rows, before)
 
 

@@ -124,6 +124,36 @@ class SeriesReports(Asking):
             )
         return [SeriesPoint(**{**row, "label": row["label"] or row["key"]}) for row in rows]
 
+    def usage_before(
+        self,
+        since: datetime,
+        until: datetime,
+        before: tuple[datetime, datetime],
+        by: Literal["organization", "user"] = "organization",
+        top: int = 8,
+        *,
+        organization_id: Id | None = None,
+    ) -> dict[str, int]:
+        """What those who used most in a window were charged in another, `before`: tokens by key.
+
+        Keys are those of `usage_series` with the same `top`; who was charged nothing has none.
+        """
+        if by not in ("organization", "user"):
+            raise InvalidInput("by", "must be organization or user")
+        earlier = window(*before)
+        alone = by == "organization" and organization_id
+        rows = self._ask(
+            "series",
+            f"before_{by}_closed" if self._closed and not alone else "before",
+            **window(since, until),
+            by=by,
+            top=whole(top, "top", 1, 100),
+            before=earlier["since"],
+            before_until=earlier["until"],
+            organization_id=id_or_none(organization_id, "organization_id"),
+        )
+        return {row["key"]: row["tokens"] for row in rows}
+
     def usage_totals(
         self,
         since: datetime,

@@ -176,8 +176,8 @@ end
 $$;
 
 -- The organizations or users with the most tokens, in the order of tokens, uses and ids; `whole` is
--- the tokens of everybody in the window. Who is among the first at the last closing or was charged since
--- can be among the first now; so many more are looked at as may have fallen since.
+-- the tokens of everybody in the window. Who entered or left the window since the last closing is looked
+-- at, and as many as are asked for of those who stand as they did.
 create function tokenlib.top_usage(
     p_since timestamptz, p_until timestamptz, p_by_user boolean, p_limit bigint,
     p_organization uuid
@@ -190,7 +190,6 @@ declare
     v_days integer := round(extract(epoch from p_until - p_since) / 86400);
     v_from timestamptz;
     v_to timestamptz;
-    v_more bigint;
     v_whole numeric;
 begin
     select windows_to into v_to from public.ai_token_usage_closed;
@@ -210,9 +209,6 @@ begin
         limit p_limit;
         return;
     end if;
-    -- Known before the list is planned: so it is read by its index, as far as this.
-    select p_limit + count(*) into v_more from public.ai_token_usage_log
-    where created_at >= v_from and created_at < p_since;
     select sum(u.tokens) into v_whole
     from tokenlib.usage_between(p_since, p_until, p_organization) as u;
     return query
@@ -239,16 +235,19 @@ begin
             where not p_by_user and w.user_id = '00000000-0000-0000-0000-000000000000'
                 and w.days = v_days
                 and (p_organization is null or w.organization_id = p_organization)
+                and w.organization_id not in (select organization_id from moved)
             order by w.tokens desc, w.uses desc, w.organization_id
-            limit v_more)
+            limit p_limit)
             union all
             (select w.organization_id, w.user_id, w.tokens, w.uses
             from public.ai_token_usage_windows w
             where p_by_user and w.user_id <> '00000000-0000-0000-0000-000000000000'
                 and w.days = v_days
                 and (p_organization is null or w.organization_id = p_organization)
+                and (w.organization_id, w.user_id) not in (
+                    select organization_id, user_id from moved)
             order by w.tokens desc, w.uses desc, w.organization_id, w.user_id
-            limit v_more)
+            limit p_limit)
         ) as w
         union
         select organization_id, user_id from moved

@@ -184,6 +184,47 @@ from bars b
 where b.uses > 0 or b.refunded > 0
 order by b.start, b.rank
 
+-- name: before
+-- What the first organizations or users of a window were charged in the time before.
+with used as materialized (
+    select organization_id, case when %(by)s::text = 'user' then user_id end as user_id
+    from public.ai_token_usage_log
+    where created_at >= %(since)s::timestamptz and created_at < %(until)s::timestamptz
+        and (%(organization_id)s::uuid is null or organization_id = %(organization_id)s::uuid)
+    group by 1, 2
+    order by sum(tokens_deducted) desc, count(*) desc, 1, 2
+    limit %(top)s::bigint
+)
+select case when %(by)s::text = 'user' then coalesce(l.user_id::text, '')
+        else l.organization_id::text end as key, sum(l.tokens_deducted)::bigint as tokens
+from public.ai_token_usage_log l
+join used u on u.organization_id = l.organization_id
+    and (%(by)s::text <> 'user' or u.user_id is not distinct from l.user_id)
+where l.created_at >= %(before)s::timestamptz and l.created_at < %(before_until)s::timestamptz
+group by 1
+
+-- name: before_organization_closed
+-- The same for staff and the service, from the rollups.
+select organization_id::text as key, sum(tokens)::bigint as tokens
+from tokenlib.usage_organizations((select array_agg(t.organization_id)
+    from tokenlib.top_usage(%(since)s, %(until)s, false, %(top)s, null) as t),
+    %(before)s, %(before_until)s, null, 'UTC')
+where uses > 0
+group by 1
+
+-- name: before_user_closed
+with used as materialized (
+    select array_agg(organization_id order by organization_id, user_id) as organizations,
+        array_agg(user_id order by organization_id, user_id) as users
+    from tokenlib.top_usage(%(since)s, %(until)s, true, %(top)s, %(organization_id)s)
+)
+select coalesce(p.user_id::text, '') as key, sum(p.tokens)::bigint as tokens
+from used u
+cross join lateral tokenlib.usage_persons(u.organizations, u.users, %(before)s, %(before_until)s,
+    null, 'UTC') as p
+where p.uses > 0
+group by 1
+
 -- name: plans_closed
 -- The same by plan, or of one plan by feature or all in one.
 with figures as (
