@@ -99,7 +99,7 @@ moved as materialized (
 ), by_email as (
     select organization_id from public.user_profiles
     where %(pattern)s::text is not null and email ilike %(pattern)s::text
-), held as (
+), held as not materialized (
     select s.* from public.ai_token_wallet_sums s
     where s.organization_id not in (select organization_id from moved)
     union all
@@ -127,16 +127,17 @@ moved as materialized (
     left join public.ai_token_organization_settings s on s.organization_id = o.id
     left join public.ai_token_plans p on %(sort)s::text = 'plan' and p.plan = o.plan
     left join held h on h.organization_id = o.id
-        and (%(sort)s::text <> 'run_out' or %(level)s::text is not null
-            or %(near)s::integer is not null)
+        and (%(sort)s::text in ('balance', 'level', 'total_used', 'refresh_date', 'last_used_at')
+            or %(level)s::text is not null)
     left join run_outs r on r.organization_id = o.id
     where (%(pattern)s::text is null or o.name ilike %(pattern)s::text
             or o.id between %(id_from)s::uuid and %(id_to)s::uuid
             or o.id in (select organization_id from by_email))
         and (%(plan)s::text is null or o.plan = %(plan)s::text)
         and (%(status)s::text is null or coalesce(s.status, 'active') = %(status)s::text)
-        and (%(near)s::integer is null
-            or case when %(near)s::integer = 80 then h.near_80 else h.near_100 end)
+        -- An array: few are, and each is looked up.
+        and (%(near)s::integer is null or o.id = any (array(select organization_id from held
+            where case when %(near)s::integer = 80 then near_80 else near_100 end)))
         and (%(level)s::text is null
             or coalesce((array['red', 'yellow', 'green'])[h.rank], 'none') = %(level)s::text)
 ), page as (
