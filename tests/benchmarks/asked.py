@@ -7,7 +7,7 @@ operators' own where they have one, else the same question answered from the log
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -161,7 +161,11 @@ OF_THE_CONSOLE = [
     Question("one organization", lambda ask, it: ask.organization(it.largest)),
     Question("its members", lambda ask, it: ask.members(it.largest)),
     Question("its entries", lambda ask, it: ask.ledger(it.largest)),
-    Question("its story of a wallet", lambda ask, it: ask.explain(it.largest, "general")),
+    Question(
+        "its story of a wallet",
+        lambda ask, it: ask.explain(it.largest, "general"),
+        same=lambda story: replace(story, at=None),  # it ends now
+    ),
     Question("its grants", lambda ask, it: ask.grants(it.largest)),
     Question(
         "its features, 30 days", lambda ask, it: ask.usage_by_feature(*it.last(30), it.largest)

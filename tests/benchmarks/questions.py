@@ -156,7 +156,9 @@ def _measured(question: Question, small: Database, large: Database) -> dict[str,
     for _ in range(PLAIN_CALLS):  # what speaks of now may change between two answers
         answer, (milliseconds, said) = large.ask(question)[1], large.plain(question)
         plain.append(milliseconds)
-        same = question.same(answer) if question.plain and question.same else answer
+        same = question.same(answer) if question.same else answer
+        if question.same and not question.plain and said is not None:
+            said = question.same(said)
         wrong = said is not None and same != said
         if not wrong:
             break
