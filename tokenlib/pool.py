@@ -194,10 +194,12 @@ class _Statement:
         )
         try:
             result = self._answered(values)
-        except psycopg.errors.InvalidSqlStatementName:
-            # Nothing was run: after a rollback psycopg has the server forget all that is prepared.
+        except (psycopg.errors.InvalidSqlStatementName, psycopg.errors.FeatureNotSupported):
+            # Nothing was run: after a rollback psycopg has the server forget all that is prepared,
+            # and after a migration what was prepared may have other columns.
             self._prepared.clear()
-            result = self._answered(values)
+            self._asked = 0
+            return self.ask(params)
         self._transformer.set_pgresult(result)
         return self._transformer.load_rows(0, result.ntuples, tuple)
 

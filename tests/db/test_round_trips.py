@@ -134,6 +134,21 @@ def test_a_connection_that_forgot_what_it_had_prepared_charges_on(
     assert owner.execute("select count(*) from ai_token_usage_log").fetchone() == (PREPARED + 1,)
 
 
+def test_a_connection_whose_answers_get_another_form_goes_on(
+    token_database: TestDatabase, owner: psycopg.Connection
+) -> None:
+    """As after a migration while it is in use."""
+    owner.execute("create table tokenlib.answers as select 1 as first")
+    owner.execute("grant select on tokenlib.answers to tokenlib_service")
+    statement = "select * from tokenlib.answers"
+    with Tokens(Database(token_database.url(), pool_size=1)) as gate:
+        for _ in range(PREPARED):
+            assert gate.database.call(statement, {}) == {"first": 1}
+        owner.execute("alter table tokenlib.answers add second text default 'more'")
+        for _ in range(PREPARED):
+            assert gate.database.call(statement, {}) == {"first": 1, "second": "more"}
+
+
 def test_callers_who_want_one_wallet_at_the_same_moment_share_commits(
     tokens: Tokens, owner: psycopg.Connection, pro: Person
 ) -> None:
