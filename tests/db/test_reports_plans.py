@@ -153,9 +153,10 @@ def test_one_organization_is_read_by_its_index(
     ("noun", "question", "more"),
     [
         ("overview", "run_outs", {"within": timedelta(days=7), "limit": 5, "ids": None}),
+        ("settings", "cost_effects", {"feature": "generate_goal", "cost": 4, "limit": 8}),
     ],
 )
-def test_the_pace_of_a_week_is_read_by_its_index(
+def test_a_time_up_to_now_is_read_by_its_index(
     busy: Busy, viewer: str, noun: str, question: str, more: dict[str, Any]
 ) -> None:
     plan = busy.plan(viewer, noun, question, **more)
