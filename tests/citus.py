@@ -20,7 +20,7 @@ from tokenlib.testing import TestDatabase, postgres_programs, token_clock, token
 
 __all__ = ["token_clock", "token_database", "token_server", "tokens"]
 
-_TEMPLATE = "tokenlib_template"
+TEMPLATE = "tokenlib_template"
 _WORKERS = 2
 _LEAVE = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s"
 _nodes: list[embedded.Embedded] = []
@@ -39,37 +39,49 @@ def _node() -> Iterator[embedded.Embedded]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def token_server() -> Iterator[embedded.Embedded]:
-    """The coordinator, with a migrated and distributed template database on every node."""
+@contextmanager
+def nodes(*, clock: bool) -> Iterator[list[embedded.Embedded]]:
+    """Coordinator and workers, with a migrated and distributed template database on every node.
+
+    With `clock` it has that of the tests.
+    """
     with ExitStack() as held:
-        nodes = [held.enter_context(_node()) for _ in range(1 + _WORKERS)]
-        coordinator, *workers = nodes
-        for node in nodes:
+        made = [held.enter_context(_node()) for _ in range(1 + _WORKERS)]
+        coordinator, *workers = made
+        for node in made:
             with _root(node) as connection:
-                connection.execute(f'create database "{_TEMPLATE}"')
-            with _root(node, _TEMPLATE) as connection:
+                connection.execute(f'create database "{TEMPLATE}"')
+            with _root(node, TEMPLATE) as connection:
                 connection.execute("create extension citus")
-        with _root(coordinator, _TEMPLATE) as connection:
+        with _root(coordinator, TEMPLATE) as connection:
             add = "select {}(%s, %s)"
             connection.execute(add.format("citus_set_coordinator_host"), _address(coordinator))
             for worker in workers:
                 connection.execute(add.format("citus_add_node"), _address(worker))
             connection.execute(migrations.roles_sql().encode())
-            connection.execute(f'alter database "{_TEMPLATE}" owner to tokenlib_owner')
-        migrations.upgrade(coordinator.url(_TEMPLATE, "tokenlib_owner"))
-        with TestDatabase(coordinator, _TEMPLATE).connect() as connection:
-            connection.execute(_clock())
-        with _root(coordinator, _TEMPLATE) as connection:
-            connection.execute("select create_reference_table('tokenlib.test_clock')")
-            for role in ("tokenlib_owner", "tokenlib_service"):  # their clock is a table here
-                connection.execute(
-                    f"alter role {role} set citus.allow_nested_distributed_execution = on"
-                )
+            connection.execute(f'alter database "{TEMPLATE}" owner to tokenlib_owner')
+        migrations.upgrade(coordinator.url(TEMPLATE, "tokenlib_owner"))
+        if clock:
+            with TestDatabase(coordinator, TEMPLATE).connect() as connection:
+                connection.execute(_clock())
+        with _root(coordinator, TEMPLATE) as connection:
+            if clock:
+                connection.execute("select create_reference_table('tokenlib.test_clock')")
+                for role in ("tokenlib_owner", "tokenlib_service"):  # their clock is a table here
+                    connection.execute(
+                        f"alter role {role} set citus.allow_nested_distributed_execution = on"
+                    )
             for _ in range(2):  # safe to run twice
                 connection.execute(migrations.citus_sql().encode())
-        _nodes[:] = nodes
-        yield coordinator
+        yield made
+
+
+@pytest.fixture(scope="session")
+def token_server() -> Iterator[embedded.Embedded]:
+    """The coordinator of all tests."""
+    with nodes(clock=True) as made:
+        _nodes[:] = made
+        yield made[0]
 
 
 @pytest.fixture
@@ -86,11 +98,9 @@ def fresh(token_server: embedded.Embedded) -> Iterator[TestDatabase]:
     for node in _nodes:
         with _root(node) as connection:
             # The maintenance of Citus looks into every database, also into a template.
-            connection.execute(f'alter database "{_TEMPLATE}" allow_connections false')
-            connection.execute(_LEAVE, [_TEMPLATE])
-            connection.execute(
-                f'create database "{name}" template "{_TEMPLATE}" strategy file_copy'
-            )
+            connection.execute(f'alter database "{TEMPLATE}" allow_connections false')
+            connection.execute(_LEAVE, [TEMPLATE])
+            connection.execute(f'create database "{name}" template "{TEMPLATE}" strategy file_copy')
             connection.execute(f'alter database "{name}" owner to tokenlib_owner')
     yield TestDatabase(token_server, name)
     for node in _nodes:

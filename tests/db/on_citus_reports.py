@@ -86,7 +86,8 @@ FILTERS: tuple[dict[str, str], ...] = (
 @pytest.fixture(scope="module")
 def both(token_server: Embedded) -> Iterator[Both]:
     """A world on all nodes, and its rows in a database of one."""
-    with citus.fresh(token_server) as database, reports_world.lived(database) as world:
+    with reports_world.made(token_server) as world:
+        database = world.database
         _crowd(world)
         with database.connect() as owner:
             reports_world.break_books(owner, world.a, world.b)

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
+from tests.databases import copied
 from tokenlib import Refused, Tokens
 from tokenlib.db import Database, statements
 from tokenlib.embedded import Embedded
@@ -70,16 +71,8 @@ class World:
 @contextmanager
 def made(server: Embedded) -> Iterator[World]:
     """The world in a database of its own, with the clock stopped at NOW."""
-    database = TestDatabase(server, f"world_{uuid.uuid4().hex[:12]}")
-    with TestDatabase(server, "postgres").connect("postgres") as connection:
-        connection.execute(
-            f'create database "{database.name}" template tokenlib_template strategy file_copy'
-        )
-        try:
-            with lived(database) as world:
-                yield world
-        finally:
-            connection.execute(f'drop database "{database.name}" with (force)')
+    with copied(server) as database, lived(database) as world:
+        yield world
 
 
 @contextmanager

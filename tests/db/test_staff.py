@@ -15,6 +15,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from tests.databases import copied
 from tokenlib import InvalidInput, PermissionDenied, Tokens
 from tokenlib.db import Database
 from tokenlib.domain import Limits, Reservation, Usage
@@ -157,16 +158,10 @@ BY_NAME = [pytest.param(verb, id=verb.name) for verb in VERBS]
 @contextmanager
 def set_up(server: Embedded) -> Iterator[Callable[[], Scene]]:
     """A database of its own; each call makes a new organization and new people in it."""
-    database = TestDatabase(server, f"staff_{uuid.uuid4().hex[:12]}")
-    with TestDatabase(server, "postgres").connect("postgres") as connection:
-        connection.execute(
-            f'create database "{database.name}" template tokenlib_template strategy file_copy'
-        )
-        with Tokens(Database(database.url())) as tokens:
-            yield lambda: _scene(database, tokens)
-            found = tokens.verify()
-            assert found.closed, found.problems
-        connection.execute(f'drop database "{database.name}" with (force)')
+    with copied(server) as database, Tokens(Database(database.url())) as tokens:
+        yield lambda: _scene(database, tokens)
+        found = tokens.verify()
+        assert found.closed, found.problems
 
 
 def _scene(database: TestDatabase, tokens: Tokens) -> Scene:
@@ -247,6 +242,7 @@ def test_who_may_not_is_refused_and_nothing_changes(
     assert untouched.everything() == before
 
 
+@pytest.mark.one_node
 @pytest.mark.parametrize("reason", ["", "  \n"])
 @pytest.mark.parametrize("verb", BY_NAME)
 def test_each_action_needs_a_reason(untouched: Scene, verb: Verb, reason: str) -> None:

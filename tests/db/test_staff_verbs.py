@@ -119,6 +119,7 @@ def test_two_admins_cannot_remove_each_other_at_once(alone: Scene) -> None:
         assert outcomes == ["NoneType", "PermissionDenied"]
 
 
+@pytest.mark.one_node
 @pytest.mark.parametrize(
     ("call", "field"),
     [

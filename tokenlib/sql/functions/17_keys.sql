@@ -98,6 +98,8 @@ language plpgsql volatile security definer set search_path = pg_catalog, pg_temp
 declare
     k public.ai_token_api_keys;
     v_now timestamptz := tokenlib.clock();
+    -- A sum that hangs on the session's zone: inside the update it is none for Citus.
+    v_until timestamptz := case when p_overlap > interval '0' then v_now + p_overlap end;
 begin
     perform tokenlib.require_reason(p_reason);
     perform tokenlib.require_staff(p_actor, '{admin}');
@@ -114,7 +116,7 @@ begin
     end if;
     update public.ai_token_api_keys set digest = p_digest, start = p_start,
         old_digest = case when p_overlap > interval '0' then k.digest end,
-        old_until = case when p_overlap > interval '0' then v_now + p_overlap end
+        old_until = v_until
     where id = p_id;
     perform tokenlib.record_change(k.organization_id, 'rotate_key', p_actor, p_reason,
         jsonb_build_object('id', p_id, 'name', k.name, 'start', k.start),
@@ -129,6 +131,7 @@ create function tokenlib.staff_revoke_key(p_actor uuid, p_id uuid, p_reason text
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     k public.ai_token_api_keys;
+    v_now timestamptz := tokenlib.clock(); -- inside the update Citus takes no volatile function
 begin
     perform tokenlib.require_reason(p_reason);
     perform tokenlib.require_staff(p_actor, '{admin}');
@@ -138,7 +141,7 @@ begin
     elsif k.revoked_at is not null then
         return 'ok';
     end if;
-    update public.ai_token_api_keys set revoked_at = tokenlib.clock() where id = p_id;
+    update public.ai_token_api_keys set revoked_at = v_now where id = p_id;
     perform tokenlib.record_change(k.organization_id, 'revoke_key', p_actor, p_reason,
         jsonb_build_object('id', p_id, 'name', k.name, 'start', k.start, 'scopes', k.scopes), null);
     return 'ok';

@@ -121,7 +121,7 @@ begin
     from public.ai_token_limits l
     where l.organization_id is not distinct from p_organization for update;
     if p_own then
-        insert into public.ai_token_limits as l
+        insert into public.ai_token_limits
         values (p_organization, p_requests_per_minute, p_seconds_between_requests,
             p_tokens_per_request, p_output_units_per_request, p_alert_tokens_per_hour,
             p_failed_attempts)
@@ -131,8 +131,10 @@ begin
             tokens_per_request = excluded.tokens_per_request,
             output_units_per_request = excluded.output_units_per_request,
             alert_tokens_per_hour = excluded.alert_tokens_per_hour,
-            failed_attempts = excluded.failed_attempts
-        returning to_jsonb(l) - '{organization_id,scope}'::text[] into v_after;
+            failed_attempts = excluded.failed_attempts;
+        -- Not RETURNING, in which Citus takes no function.
+        select to_jsonb(l) - '{organization_id,scope}'::text[] into strict v_after
+        from public.ai_token_limits l where l.organization_id is not distinct from p_organization;
     elsif p_organization is null then
         raise exception 'are needed for everyone' using errcode = '22023', column = 'limits';
     else
@@ -190,6 +192,7 @@ create function tokenlib.staff_set_staff(
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     s public.tokenlib_staff;
+    v_now timestamptz;
     v_there boolean;
     v_before jsonb;
     v_after jsonb;
@@ -210,16 +213,17 @@ begin
     elsif p_name is not null and (p_name !~ '\S' or length(p_name) > 200) then
         raise exception 'must have 1 to 200 characters' using errcode = '22023', column = 'name';
     end if;
+    v_now := tokenlib.clock(); -- once: inside an update Citus takes no volatile function
     -- Whose claim is over has no address to keep.
     update public.tokenlib_staff set email = user_id::text
-    where email = p_email and user_id <> p_user and until <= tokenlib.clock();
+    where email = p_email and user_id <> p_user and until <= v_now;
     if p_role is not null and exists (
         select from public.tokenlib_staff where email = p_email and user_id <> p_user) then
         raise exception '% is another staff person''s', p_email
             using errcode = '22023', column = 'email';
     end if;
     select * into s from public.tokenlib_staff where user_id = p_user for update;
-    v_there := found and coalesce(s.until, 'infinity') > tokenlib.clock();
+    v_there := found and coalesce(s.until, 'infinity') > v_now;
     if not v_there then
         s.issuer := null; s.until := null; s.signed_at := null;
         if p_role is null then
@@ -242,8 +246,8 @@ begin
             using errcode = 'TK403';
     end if;
     if p_role is null and s.until is not null then
-        update public.tokenlib_staff
-        set until = tokenlib.clock(), signed_at = greatest(signed_at + interval '1 microsecond', tokenlib.clock())
+        s.signed_at := greatest(s.signed_at + interval '1 microsecond', v_now);
+        update public.tokenlib_staff set until = v_now, signed_at = s.signed_at
         where user_id = p_user;
     elsif p_role is null then
         delete from public.tokenlib_staff where user_id = p_user;
@@ -251,7 +255,7 @@ begin
         insert into public.tokenlib_staff (user_id, email, full_name, role, grants_per_day,
             created_at, issuer, until, signed_at)
         values (p_user, coalesce(p_email, s.email), coalesce(btrim(p_name), s.full_name), p_role,
-            coalesce(p_grants_per_day, s.grants_per_day, 0), tokenlib.clock(), s.issuer, s.until,
+            coalesce(p_grants_per_day, s.grants_per_day, 0), v_now, s.issuer, s.until,
             s.signed_at)
         on conflict (user_id) do update set email = excluded.email,
             full_name = excluded.full_name, role = excluded.role,
