@@ -276,6 +276,7 @@ def test_who_may_does_it_once_and_is_on_record(scene: Scene, verb: Verb, kind: s
     assert verb.after.items() <= after.items()
 
 
+@pytest.mark.one_node
 def test_a_person_who_is_being_removed_waits_and_is_refused(scene: Scene) -> None:
     with scene.database.connect() as owner, ThreadPoolExecutor(1) as threads:
         owner.autocommit = False
