@@ -79,7 +79,7 @@ class PolicyVerbs(CatalogVerbs):
         modes with who set them and until when. While everyone's is not enforce, also who is kept
         out of it by an own `enforce`. Answers also while the database does not."""
         try:
-            rows = self.database.rows(statements("switch")["modes"])
+            rows = self.database.rows(self.database.said("switch", "modes"))
         except (DatabaseUnavailable, LoginRefused, NotMigrated):
             return SwitchState(self.override, (), answered=False)
         return SwitchState(self.override, tuple(SwitchSetting(**row) for row in rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.rows import dict_row
 
-from tokenlib.db import Database, Row, as_uuid, statements, translate
+from tokenlib.db import Database, Row, as_uuid, translate
 from tokenlib.errors import DatabaseUnavailable, InvalidInput
 
 T = TypeVar("T")
@@ -25,11 +24,6 @@ Ask = Callable[..., list[Row]]
 """One question: its noun, its name, its parameters."""
 
 MAX_ROWS = 10_000
-
-# Questions about one organization. Where each table is told which, a Citus leaves them to its node
-# as a whole.
-_OF_ONE = ("explain_story", "explain_grants", "organizations_members")
-_SAME = re.compile(r"organization_id = \w+\.organization_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,22 +84,12 @@ class Asking:
             with self._asking() as ask:
                 return ask(noun, question, **params)
         return self.database.rows(
-            self._said(noun, question),
+            self.database.said(noun, question),
             params,
             reader=self.viewer.reader if self.viewer else "tokenlib_service",
             user_id=self.viewer.user_id if self.viewer else None,
             prepare=False,  # see _asking
         )
-
-    def _said(self, noun: str, question: str) -> str:
-        """A question in SQL, on a Citus such that its planner can take it."""
-        said = statements(noun)[question]
-        if not self.database.spread:
-            return said
-        name = f"{noun}_{question}"
-        if name in _OF_ONE:
-            return _SAME.sub("organization_id = %(organization_id)s::uuid", said)
-        return statements("citus").get(name, said)
 
     def _page(
         self, row_type: Callable[..., T], noun: str, question: str, limit: int | None, **params: Any
@@ -141,7 +125,7 @@ class Asking:
                 with driver.cursor(row_factory=dict_row) as cursor:
                     # Never prepared: a plan kept for "every organization" would read the whole log
                     # for a question about one.
-                    cursor.execute(self._said(noun, question), params, prepare=False)
+                    cursor.execute(self.database.said(noun, question), params, prepare=False)
                     rows: list[Row] = cursor.fetchall()
                 return rows
 

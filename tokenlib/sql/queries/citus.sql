@@ -233,3 +233,25 @@ cross join clock c
 left join given g on g.actor = s.user_id::text
 where coalesce(s.until, 'infinity') > c.now
 order by s.role, s.full_name, s.user_id
+
+-- name: switch_modes
+with modes as materialized (
+    select organization_id, mode, mode_until from public.ai_token_organization_settings
+    where mode is not null
+), changes as materialized (
+    select distinct on (organization_id) organization_id, actor, reason, created_at
+    from public.ai_token_changes where action = 'set_mode'
+    order by organization_id, created_at desc
+), everyone as materialized (
+    select mode, mode_until from public.ai_token_parameters
+), clock as materialized (select tokenlib.clock() as now)
+select m.organization_id, m.mode, m.mode_until as until, c.actor, c.reason, c.created_at as since
+from (select null::uuid as organization_id, mode, mode_until from everyone
+    union all select * from modes) as m
+cross join clock k
+left join changes c on c.organization_id is not distinct from m.organization_id
+where m.mode is not null and (m.mode_until is null or m.mode_until > k.now)
+    and (m.mode <> 'enforce' or m.organization_id is not null and exists (
+        select from everyone
+        where mode <> 'enforce' and (mode_until is null or mode_until > k.now)))
+order by m.organization_id nulls first
