@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import psycopg
@@ -94,6 +94,20 @@ def test_the_switch_is_for_everyone_where_no_organization_is_named(
                 "args": "{}",
             },
         )
+
+
+def test_the_refresh_of_everybody_forgets_old_requests_of_the_api(
+    tokens: Tokens, noon: datetime, owner: psycopg.Connection
+) -> None:
+    for days in (6, 8, 8):
+        owner.execute(
+            "insert into ai_token_api_requests (organization_id, caller_id, idempotency_key,"
+            " request_hash, verb, answer, created_at) values (gen_random_uuid(),"
+            " gen_random_uuid(), 'k', '', 'deduct', '{}', %s)",
+            [noon - timedelta(days=days)],
+        )
+    tokens.refresh_tokens()
+    assert owner.execute("select count(*) from ai_token_api_requests").fetchone() == (1,)
 
 
 def test_periods_of_every_organization_are_refreshed(

@@ -104,6 +104,12 @@ begin
             v_count := v_count + 1;
         end loop;
     end loop;
+    -- On one node whoever adds a request to the API takes away two old ones.
+    if p_organization is null
+        and current_setting('citus.propagate_set_commands', true) = 'local' then
+        v_now := v_now - interval '7 days';
+        delete from public.ai_token_api_requests where created_at < v_now;
+    end if;
     return v_count;
 end
 $$;

@@ -283,10 +283,13 @@ begin
     on conflict (organization_id, caller_id, idempotency_key)
         do update set subject_id = excluded.subject_id, answer = excluded.answer,
             created_at = excluded.created_at;
-    -- The table stays short without a worker: who adds one takes away two that are over.
-    delete from public.ai_token_api_requests where ctid = any (array(
-        select ctid from public.ai_token_api_requests where created_at < v_now - interval '7 days'
-        order by created_at limit 2 for update skip locked));
+    -- The table stays short without a worker: who adds one takes away two that are over. On Citus two
+    -- of everybody cannot be found; there the refresh of everybody does it.
+    if current_setting('citus.propagate_set_commands', true) is distinct from 'local' then
+        delete from public.ai_token_api_requests where ctid = any (array(
+            select ctid from public.ai_token_api_requests where created_at < v_now - interval '7 days'
+            order by created_at limit 2 for update skip locked));
+    end if;
     if p_verb in ('deduct', 'reserve') then
         select r.name, r.allowed, greatest(r.allowed - r.used, 0),
             extract(epoch from coalesce(r.first_at, v_now) + interval '1 minute' - v_now)
