@@ -6002,6 +6002,9 @@ begin
             greatest(remaining_balance, 0) as balance
         from public.ai_token_usage_log
         where created_at >= p_from and created_at < p_to
+            and (v_kept or p_feature is null or (organization_id, token_type) in (
+                select organization_id, token_type from public.ai_token_usage_log
+                where created_at >= p_from and created_at < p_to and feature_used = p_feature))
         union all
         -- A refresh begins a period; with any event a wallet may be without a limit from now on.
         select organization_id, token_type, after_log, 1, created_at, id,
@@ -6014,7 +6017,8 @@ begin
         where not v_kept and kind = 'refresh' and created_at >= p_from and created_at < p_to
             and (organization_id, token_type) in (
                 select organization_id, token_type from public.ai_token_usage_log
-                where created_at >= p_from and created_at < p_to)
+                where created_at >= p_from and created_at < p_to
+                    and (p_feature is null or feature_used = p_feature))
     ), ordered as materialized (
         -- From one entry to the next a wallet is nearer to its end, if its balance fell by what was
         -- charged: so only the entries before it did not are looked at.
