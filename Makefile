@@ -5,7 +5,8 @@ UV ?= uv
 POSTGRES ?= /usr/lib/postgresql/15/bin
 # What charges, and what is the organization's own: the rest does not know where a row lies.
 CITUS_TESTS := tests/db/on_citus*.py tests/db/test_gate*.py tests/db/test_races.py tests/db/test_rls.py \
-	tests/db/test_staff.py tests/db/test_staff_verbs.py tests/db/test_keys.py
+	tests/db/test_staff.py tests/db/test_staff_verbs.py tests/db/test_keys.py tests/db/test_switch_outage.py \
+	tests/api/test_spending.py
 
 # Files in their order: the browser's, which take longest, early; a unit test does not keep one waiting.
 TWO := -n 2 --dist loadfile --no-loadscope-reorder

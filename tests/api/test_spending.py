@@ -299,6 +299,7 @@ def test_many_callers_with_one_key_charge_once(api: Api, world: World, tokens: T
     assert balance(tokens, world) == 17
 
 
+@pytest.mark.one_node
 def test_a_call_that_is_still_running_is_told(
     api: Api, world: World, token_database: TestDatabase, tokens: Tokens
 ) -> None:
@@ -355,6 +356,7 @@ def test_what_is_wrong_is_named_and_nothing_is_done(
     assert books() == before
 
 
+@pytest.mark.one_node
 def test_a_key_names_the_member_it_calls_for(api: Api, world: World, books: Books) -> None:
     before = books()
     missing = api.post(f"{world.path}/charges", world.keys["own"], feature="generate_goal")
@@ -440,6 +442,7 @@ def test_can_use(api: Api, world: World, tokens: Tokens, books: Books) -> None:
     assert books() == before
 
 
+@pytest.mark.one_node
 def test_first_answers_are_kept_for_a_week(
     api: Api, world: World, tokens: Tokens, token_clock: TestClock
 ) -> None:
