@@ -33,6 +33,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
     "--disable-gpu",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 ]
 READY_SECONDS = 240.0  # it fills itself with demo data, maybe beside others that do
 STOP_SECONDS = 60.0

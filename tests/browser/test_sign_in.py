@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from urllib.request import Request, urlopen
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Request as Requested
 from streamlit.web.server.starlette.starlette_app_utils import create_signed_value
 
 from tests.browser.visiting import DESK, WAIT, Visit
@@ -92,12 +93,9 @@ class Person:
         visit.drawn()
         return visit
 
-    def route(self, route: Route) -> None:
-        if urlsplit(route.request.url).hostname in ("127.0.0.1", "localhost"):
-            route.continue_()
-        else:
-            self.outside.add(route.request.url)
-            route.abort()
+    def asked(self, request: Requested) -> None:
+        if urlsplit(request.url).hostname not in ("127.0.0.1", "localhost"):
+            self.outside.add(request.url)
 
 
 def at_provider(page: Page, name: str) -> None:
@@ -184,21 +182,41 @@ def served_with() -> Iterator[Served]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def browsing(browser: Browser, served_with: Served) -> Iterator[Person]:
-    context = browser.new_context(viewport=DESK, locale="en-US")  # type: ignore[arg-type]
-    context.set_default_timeout(WAIT)
-    person = Person(context, served_with)
-    context.route("**/*", person.route)
-    yield person
-    context.close()
-    assert person.outside <= {STYLESHEET}
+@pytest.fixture(scope="module")
+def used() -> list[BrowserContext]:
+    """Browsers that somebody has left: what was loaded once stays loaded, and nothing else."""
+    return []
+
+
+Enter = Callable[[], AbstractContextManager[Person]]
 
 
 @pytest.fixture
-def person(browser: Browser, served_with: Served) -> Iterator[Person]:
+def enter(browser: Browser, served_with: Served, used: list[BrowserContext]) -> Enter:
+    """Somebody who was never here comes, each time another."""
+
+    @contextmanager
+    def entered() -> Iterator[Person]:
+        context = used.pop() if used else browser.new_context(viewport=DESK, locale="en-US")  # type: ignore[arg-type]
+        context.set_default_timeout(WAIT)
+        person = Person(context, served_with)
+        context.on("request", person.asked)
+        yield person
+        for page in context.pages:
+            page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            page.close()
+        context.remove_listener("request", person.asked)
+        context.clear_cookies()
+        used.append(context)
+        assert person.outside <= {STYLESHEET}
+
+    return entered
+
+
+@pytest.fixture
+def person(enter: Enter) -> Iterator[Person]:
     """Somebody who was never here."""
-    with browsing(browser, served_with) as somebody:
+    with enter() as somebody:
         yield somebody
 
 
@@ -261,7 +279,7 @@ def test_a_link_leads_to_its_page_after_the_sign_in(person: Person) -> None:
 
 
 def test_signing_out_in_one_tab_ends_every_other(
-    person: Person, browser: Browser, served_with: Served
+    person: Person, enter: Enter, served_with: Served
 ) -> None:
     first = person.sign_in("admin")
     second = person.tab(f"organization?id={ORGANIZATION}")
@@ -280,7 +298,7 @@ def test_signing_out_in_one_tab_ends_every_other(
     with served_with.owner() as owner:
         reason = "select 1 from public.ai_token_events where reason = 'after the sign-out'"
         assert owner.execute(reason).fetchall() == []
-    with browsing(browser, served_with) as thief:
+    with enter() as thief:
         thief.context.add_cookies(copied)  # type: ignore[arg-type]
         stolen = thief.tab("organizations")
         stolen.heading("Your session has ended")
@@ -288,10 +306,10 @@ def test_signing_out_in_one_tab_ends_every_other(
 
 
 def test_a_tab_that_nobody_touches_closes_when_its_identity_ends(
-    person: Person, browser: Browser, served_with: Served
+    person: Person, enter: Enter
 ) -> None:
     began = time.monotonic()
-    with browsing(browser, served_with) as another:
+    with enter() as another:
         another.sign_in("support", "health").heading("Health")
     took = time.monotonic() - began
     end = int(time.time() + LASTS + 3 * took)
