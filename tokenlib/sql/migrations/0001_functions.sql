@@ -1030,12 +1030,15 @@ begin
             where organization_id = p_organization and user_id = p_user
                 and rule = 'failed_attempt' and last_at > p_now - interval '10 minutes') as failed,
         greatest(
-            (select max(created_at) from public.ai_token_usage_log
+            -- Not max, for which PostgreSQL 15 may read the whole minute.
+            (select created_at from public.ai_token_usage_log
                 where organization_id = p_organization and user_id = p_user
-                    and created_at > p_now - interval '1 minute' and reservation_id is null),
-            (select max(created_at) from public.ai_token_reservations
+                    and created_at > p_now - interval '1 minute' and reservation_id is null
+                order by created_at desc limit 1),
+            (select created_at from public.ai_token_reservations
                 where organization_id = p_organization and user_id = p_user
-                    and created_at > p_now - interval '1 minute')) as last_at,
+                    and created_at > p_now - interval '1 minute'
+                order by created_at desc limit 1)) as last_at,
         (select sum(log_number + event_number) from public.ai_tokens
             where organization_id = p_organization) as entries
     into f
