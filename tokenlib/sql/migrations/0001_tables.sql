@@ -415,14 +415,6 @@ create index refusals_by_time on public.ai_token_refusals (last_at);
 create index failed_attempts on public.ai_token_refusals (organization_id, user_id, last_at)
     where rule = 'failed_attempt';
 
--- Most organizations have a few rows, and most charges are of those that have many. Planned for few, a
--- look-up by a key may go through another index and read all that the organization has; so the planner
--- is told that each has a hundred.
-alter table public.ai_token_usage_log alter organization_id set (n_distinct = -0.01);
-alter table public.ai_token_events alter organization_id set (n_distinct = -0.01);
-alter table public.ai_token_reservations alter organization_id set (n_distinct = -0.01);
-alter table public.ai_token_refusals alter organization_id set (n_distinct = -0.01);
-
 create table public.ai_token_findings (
     id uuid not null default gen_random_uuid(),
     organization_id uuid not null,
