@@ -5766,19 +5766,20 @@ begin
                             and d.day >= v_day and d.day < v_hi
                             and d.last_at >= p_since and d.first_at < v_hi));
         elsif v_days > 1 then
+            -- Each looked up by itself: joined, the planner may read the whole window for them.
             return v_count
                 + (select count(*) from (
                     select distinct organization_id from public.ai_token_usage_log
                     where created_at >= v_hi and created_at < p_until) as entered
-                    where not exists (select from public.ai_token_usage_log l
+                    where (select true from public.ai_token_usage_log l
                         where l.organization_id = entered.organization_id
-                            and l.created_at >= v_lo and l.created_at < v_hi))
+                            and l.created_at >= v_lo and l.created_at < v_hi limit 1) is null)
                 - (select count(*) from (
                     select distinct organization_id from public.ai_token_usage_log
                     where created_at >= v_lo and created_at < p_since) as gone
-                    where not exists (select from public.ai_token_usage_log l
+                    where (select true from public.ai_token_usage_log l
                         where l.organization_id = gone.organization_id
-                            and l.created_at >= p_since and l.created_at < p_until));
+                            and l.created_at >= p_since and l.created_at < p_until limit 1) is null);
         end if;
     end if;
     return (select count(*) from (select from public.ai_token_usage_log
