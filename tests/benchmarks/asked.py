@@ -7,7 +7,7 @@ operators' own where they have one, else the same question answered from the log
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -47,6 +47,19 @@ class Question:
     days: float = 30
     plain: str = ""
     same: Callable[[Any], Any] | None = None
+
+
+_FROM_NOW = {"at", "run_out_at", "overdue"}
+
+
+def timeless(answer: Any) -> Any:
+    """An answer without what counts from now, as two are asked a moment apart."""
+    if is_dataclass(answer):
+        kept = (field.name for field in fields(answer) if field.name not in _FROM_NOW)
+        return {name: timeless(getattr(answer, name)) for name in kept}
+    if isinstance(answer, list | tuple):
+        return [timeless(one) for one in answer]
+    return answer
 
 
 _IN_WINDOW = "created_at >= %(since)s and created_at < %(until)s"
@@ -164,7 +177,6 @@ OF_THE_CONSOLE = [
     Question(
         "its story of a wallet",
         lambda ask, it: ask.explain(it.largest, "general"),
-        same=lambda story: replace(story, at=None),  # it ends now
     ),
     Question("its grants", lambda ask, it: ask.grants(it.largest)),
     Question(

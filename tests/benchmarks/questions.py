@@ -19,7 +19,7 @@ import psycopg
 from psycopg.errors import QueryCanceled
 
 from tests.benchmarks import machine
-from tests.benchmarks.asked import QUESTIONS, About, Question
+from tests.benchmarks.asked import QUESTIONS, About, Question, timeless
 from tests.benchmarks.loaded import loaded
 from tests.benchmarks.measure import Target
 from tests.benchmarks.verify import LARGE, SMALL
@@ -156,9 +156,9 @@ def _measured(question: Question, small: Database, large: Database) -> dict[str,
     for _ in range(PLAIN_CALLS):  # what speaks of now may change between two answers
         answer, (milliseconds, said) = large.ask(question)[1], large.plain(question)
         plain.append(milliseconds)
-        same = question.same(answer) if question.same else answer
-        if question.same and not question.plain and said is not None:
-            said = question.same(said)
+        same = question.same(answer) if question.same else timeless(answer)
+        if not question.plain:
+            said = timeless(said)
         wrong = said is not None and same != said
         if not wrong:
             break
