@@ -49,14 +49,15 @@ class Question:
     same: Callable[[Any], Any] | None = None
 
 
-_FROM_NOW = {"at", "run_out_at", "overdue"}
+_FROM_NOW = {"at", "run_out_at", "overdue", "lag"}
 
 
 def timeless(answer: Any) -> Any:
     """An answer without what counts from now, as two are asked a moment apart."""
     if is_dataclass(answer):
-        kept = (field.name for field in fields(answer) if field.name not in _FROM_NOW)
-        return {name: timeless(getattr(answer, name)) for name in kept}
+        answer = {field.name: getattr(answer, field.name) for field in fields(answer)}
+    if isinstance(answer, dict):
+        return {name: timeless(one) for name, one in answer.items() if name not in _FROM_NOW}
     if isinstance(answer, list | tuple):
         return [timeless(one) for one in answer]
     return answer
