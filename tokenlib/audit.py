@@ -95,7 +95,7 @@ class AuditVerbs(CatalogVerbs):
         named = statements("audit")
         only = None if organization is None else self.known_organization(organization)
         batches = [[only]] if only else list(self._batches())
-        if self.database.spread:
+        if self.database.spread():
             # A question that names one organization everywhere runs where its rows are, whatever it
             # asks; of others Citus cannot answer each.
             batches = [[organization_id] for batch in batches for organization_id in batch]

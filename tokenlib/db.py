@@ -64,11 +64,6 @@ _REFUSED = re.compile(
 )
 _CHECK_URL = "Correct the login, the password or the database in the database URL."
 
-# Questions about one organization. Where each table is told which, a Citus leaves them to its node
-# as a whole.
-_OF_ONE = ("explain_story", "explain_grants", "organizations_members")
-_SAME = re.compile(r"organization_id = \w+\.organization_id")
-
 
 @cache
 def statements(noun: str, folder: str = "queries") -> Mapping[str, str]:
@@ -130,7 +125,6 @@ class Database:
             self._revive = None
         self._engine.dispose()
 
-    @property
     def spread(self) -> bool:
         """Whether the tables lie on the nodes of a Citus. The database is asked once."""
         if self._spread is None:
@@ -138,14 +132,9 @@ class Database:
         return self._spread
 
     def said(self, noun: str, question: str) -> str:
-        """A named question, on a Citus such that its planner can take it."""
+        """A named question, on a Citus as its planner can take it."""
         text = statements(noun)[question]
-        if not self.spread:
-            return text
-        name = f"{noun}_{question}"
-        if name in _OF_ONE:
-            return _SAME.sub("organization_id = %(organization_id)s::uuid", text)
-        return statements("citus").get(name, text)
+        return statements("citus").get(f"{noun}_{question}", text) if self.spread() else text
 
     def check(self) -> None:
         """Raise NotMigrated or ConfigurationError when this database cannot serve."""

@@ -67,7 +67,7 @@ def examine(tokens: Tokens, *, smoke: bool = False) -> Iterator[Check]:
     if tables["ours"]:
         login = _login(database)
         yield login
-        if database.spread:
+        if database.spread():
             yield from differences(on_citus(packaged()), found(database), _MEND_CITUS)
         else:
             yield from differences(packaged(), found(database))

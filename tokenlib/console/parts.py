@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import streamlit as st
@@ -71,29 +71,31 @@ def ask(
     reports: Reports, window: Window, step: Step, by: By, narrowed: Narrowed, zone: str
 ) -> Parts:
     """The use of a window and of the one before it."""
-    filters: dict[str, Any] = {
-        "organization_id": narrowed.organization_id,
-        "user_id": narrowed.user_id,
-        "feature": narrowed.feature,
-        "plan": narrowed.plan,
-    }
     then = window.before
-    rows = reports.usage_series(window.since, window.until, by, step, zone, LISTED, **filters)
-    before: Sequence[SeriesPoint]
-    if by in ("organization", "user") and not (
-        narrowed.user_id or narrowed.feature or narrowed.plan
-    ):
-        used = reports.usage_before(
-            window.since,
-            window.until,
-            (then.since, then.until),
-            by,
-            LISTED,
-            organization_id=narrowed.organization_id,
-        )
-        before = [SeriesPoint(then.since, key, key, 0, used[key], 0) for key in used]
-    else:
-        before = reports.usage_series(then.since, then.until, by, "week", zone, LISTED, **filters)
+    rows = reports.usage_series(
+        window.since,
+        window.until,
+        by,
+        step,
+        zone,
+        LISTED,
+        organization_id=narrowed.organization_id,
+        user_id=narrowed.user_id,
+        feature=narrowed.feature,
+        plan=narrowed.plan,
+    )
+    used = reports.usage_before(
+        window.since,
+        window.until,
+        (then.since, then.until),
+        by,
+        LISTED,
+        organization_id=narrowed.organization_id,
+        user_id=narrowed.user_id,
+        feature=narrowed.feature,
+        plan=narrowed.plan,
+    )
+    before = [SeriesPoint(then.since, key, key or "", 0, tokens, 0) for key, tokens in used.items()]
     return Parts(window, step, by, narrowed, rows, before)
 
 

@@ -77,7 +77,7 @@ class Asking:
         Citus there are none."""
         viewer = self.viewer
         may = viewer is None or viewer.reader == "tokenlib_reader"
-        return "_closed" if may and not self.database.spread else ""
+        return "_closed" if may and not self.database.spread() else ""
 
     def _ask(self, noun: str, question: str, **params: Any) -> list[Row]:
         if self._shared is not None:
@@ -111,9 +111,7 @@ class Asking:
             except psycopg.Error as error:
                 raise translate(error) from error
             return
-        _ = (
-            self.database.spread
-        )  # where that is not known yet: asked before this takes a connection
+        self.database.spread()  # known before this takes a connection
         viewer = self.viewer
         with self.database.transaction(
             reader=viewer.reader if viewer else "tokenlib_service",

@@ -129,17 +129,33 @@ class SeriesReports(Asking):
         since: datetime,
         until: datetime,
         before: tuple[datetime, datetime],
-        by: Literal["organization", "user"] = "organization",
+        by: Grouping = "organization",
         top: int = 8,
         *,
         organization_id: Id | None = None,
-    ) -> dict[str, int]:
+        user_id: Id | None = None,
+        feature: str | None = None,
+        plan: str | None = None,
+    ) -> dict[str | None, int]:
         """What those who used most in a window were charged in another, `before`: tokens by key.
 
-        Keys are those of `usage_series` with the same `top`; who was charged nothing has none.
+        Keys are those of `usage_series` with the same `top`; who was charged nothing has none. What
+        is divided or narrowed otherwise than by organization is ranked by the window before.
         """
-        if by not in ("organization", "user"):
-            raise InvalidInput("by", "must be organization or user")
+        if by not in ("organization", "user") or user_id or feature or plan:
+            used: dict[str | None, int] = {}
+            for point in self.usage_series(
+                *before,
+                by,
+                "week",
+                top=top,
+                organization_id=organization_id,
+                user_id=user_id,
+                feature=feature,
+                plan=plan,
+            ):
+                used[point.key] = used.get(point.key, 0) + point.tokens
+            return used
         earlier = window(*before)
         alone = by == "organization" and organization_id
         rows = self._ask(

@@ -1,4 +1,5 @@
--- A balance as a story, and the grants behind it.
+-- A balance as a story, and the grants behind it. Where a Citus may be asked, each table is told which
+-- organization: it then leaves the question to that one's node as a whole.
 
 -- name: story
 -- From the event that opened the period (the wallet's opening, or a refresh) to the moment asked
@@ -12,7 +13,7 @@ with wallet as (
     select e.* from wallet w
     cross join lateral (
         select * from public.ai_token_events
-        where organization_id = w.organization_id and token_type = w.token_type
+        where organization_id = %(organization_id)s::uuid and token_type = w.token_type
             and kind in ('opening', 'refresh') and effective_at <= w.until
         order by number desc limit 1) as e
 ), later as (
@@ -21,17 +22,17 @@ with wallet as (
             as balance_change,
         -l.held as reserved_change, l.tokens_deducted as used_change, l.tokens_waived as waived
     from base b
-    join public.ai_token_usage_log l on l.organization_id = b.organization_id
+    join public.ai_token_usage_log l on l.organization_id = %(organization_id)s::uuid
         and l.token_type = b.token_type and l.number > b.after_log
     union all
     select e.kind, case when e.kind = 'refund' then e.data ->> 'feature'
             when e.kind in ('grant', 'grant_expired') then g.kind end,
         e.effective_at, e.balance_change, e.reserved_change, e.used_change, 0
     from base b
-    join public.ai_token_events e on e.organization_id = b.organization_id
+    join public.ai_token_events e on e.organization_id = %(organization_id)s::uuid
         and e.token_type = b.token_type and e.number > b.number
     left join public.ai_token_grants g on e.kind in ('grant', 'grant_expired')
-        and g.organization_id = e.organization_id and g.id = e.subject_id
+        and g.organization_id = %(organization_id)s::uuid and g.id = e.subject_id
 ), told as (
     select l.* from later l cross join wallet w where l.at <= w.until
 ), lines as (
@@ -61,12 +62,12 @@ with wallet as (
         case when b.kind = 'opening' then b.used_change else 0 end
             + (select coalesce(sum(used_change), 0) from told) as used,
         (select count(*) from public.ai_token_reservations r
-            where r.organization_id = w.organization_id and r.token_type = w.token_type
+            where r.organization_id = %(organization_id)s::uuid and r.token_type = w.token_type
                 and r.created_at <= w.until and r.tokens > 0
                 and (r.state = 'held' or case r.state when 'expired' then r.expires_at
                     else r.resolved_at end > w.until)) as holds,
         coalesce((select min(e.effective_at) from public.ai_token_events e
-            where e.organization_id = b.organization_id and e.token_type = b.token_type
+            where e.organization_id = %(organization_id)s::uuid and e.token_type = b.token_type
                 and e.kind = 'refresh' and e.number > b.number), w.refresh_date) as refresh_date,
         w.refresh_date - w.period_start as period, w.allowance is null as unlimited
     from wallet w cross join base b
@@ -174,7 +175,7 @@ order by array_position(array['grant', 'top_up', 'plan_change', 'refund', 'charg
 with waiting as (
     select a.token_type, a.pending + coalesce((select sum(r.tokens)
         from public.ai_token_reservations r
-        where r.organization_id = a.organization_id and r.token_type = a.token_type
+        where r.organization_id = %(organization_id)s::uuid and r.token_type = a.token_type
             and r.state = 'held' and r.drawn is null), 0) as tokens
     from public.ai_tokens a where a.organization_id = %(organization_id)s::uuid
 ), ordered as (
@@ -194,7 +195,7 @@ from ordered o
 left join waiting w on w.token_type = o.token_type
 left join lateral (
     select actor, reason from public.ai_token_events e
-    where e.organization_id = o.organization_id and e.subject_id = o.id
+    where e.organization_id = %(organization_id)s::uuid and e.subject_id = o.id
         and e.kind in ('grant', 'grant_scheduled')
     order by e.number limit 1) as e on true
 where %(closed)s::boolean or o.closed_at is null

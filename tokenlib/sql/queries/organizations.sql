@@ -154,21 +154,22 @@ left join tokenlib.organization_rows(array(select id from page order by place)) 
 order by r.place
 
 -- name: members
+-- Each table is told which organization: a Citus then leaves the question to its node as a whole.
 with clock as materialized (select tokenlib.clock() as now)
 select u.organization_id, u.id as user_id, coalesce(u.full_name, u.email, u.id::text) as user,
     u.email, u.role, s.paused_at, l.calls, l.tokens, p.last_used_at
 from public.user_profiles u
 cross join clock c
 left join public.ai_token_user_settings s
-    on s.organization_id = u.organization_id and s.user_id = u.id
+    on s.organization_id = %(organization_id)s::uuid and s.user_id = u.id
 cross join lateral (
     select count(*) as calls, coalesce(sum(tokens_deducted), 0)::bigint as tokens
     from public.ai_token_usage_log
-    where organization_id = u.organization_id and user_id = u.id
+    where organization_id = %(organization_id)s::uuid and user_id = u.id
         and created_at >= c.now - interval '30 days') as l
 cross join lateral (
     select max(created_at) as last_used_at from public.ai_token_usage_log
-    where organization_id = u.organization_id and user_id = u.id) as p
+    where organization_id = %(organization_id)s::uuid and user_id = u.id) as p
 where u.organization_id = %(organization_id)s::uuid
 order by l.tokens desc, l.calls desc, 3, u.id
 
