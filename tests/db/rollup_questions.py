@@ -68,6 +68,13 @@ QUESTIONS: dict[str, Question] = {
     "preview_cost": lambda r, s, u, z: [
         r.preview_cost(feature, (u - s).days % 9 + 1, 4) for feature in FEATURES
     ],
+    "refusals_by_rule": lambda r, s, u, z: r.refusals_by_rule(s, u),
+    "frequent_refusals": lambda r, s, u, z: r.frequent_refusals(s, u, 5),
+    "frequent_refusals, users": lambda r, s, u, z: r.frequent_refusals(s, u, 5, "user"),
+    "frequent_refusals, users and plans": lambda r, s, u, z: r.frequent_refusals(
+        s, u, 5, "user", "plan"
+    ),
+    "upgrade_candidates": lambda r, s, u, z: r.upgrade_candidates(s, u, 3),
     "plan_drift": lambda r, s, u, z: r.plan_drift(),
     "organizations": lambda r, s, u, z: [
         r.organizations(sort=sort, limit=4, offset=(u - s).days % 11, descending=s.minute % 2 == 0)

@@ -63,6 +63,9 @@ INTERNAL = {
     "ai_token_usage_windows",
     "ai_token_wallet_sums",
     "ai_token_refusal_sums",
+    "ai_token_refusal_windows",
+    "ai_token_refusal_rules",
+    "ai_token_refusal_seen",
 }
 NOBODY = [UUID(int=0)]
 HOST = {"organizations", "user_profiles"}
@@ -143,6 +146,11 @@ ROLLUPS = {
     "movers",
     "organizations_between",
     "cost_effects",
+    "refused_by_rule",
+    "refused_edges",
+    "refused_most",
+    "refused_moves",
+    "window_edges",
     "cost_states",
     "organizations_by_wallets",
     "organizations_moved",
@@ -228,6 +236,12 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
         "insert into ai_token_wallet_sums values (%s, 1, 1, now(), null, 1, true, true)", NOBODY
     )
     owner.execute("insert into ai_token_refusal_sums values (now(), 1)")
+    owner.execute(
+        "insert into ai_token_refusal_windows values (1, %s, gen_random_uuid(), 1, 1, 1, now())",
+        NOBODY,
+    )
+    owner.execute("insert into ai_token_refusal_rules values (1, '', 1, 1, 1, 1)")
+    owner.execute("insert into ai_token_refusal_seen values ('', false, %s, now())", NOBODY)
     tokens.verify()
     owner.execute(
         "insert into tokenlib_staff (user_id, email, full_name, role)"

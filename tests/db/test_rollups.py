@@ -30,6 +30,12 @@ from tokenlib.testing import TestClock, TestDatabase
 ZONES = ("UTC", "Europe/Rome", "Asia/Kolkata", "Asia/Kathmandu", "America/Havana")
 
 
+IN_90_DAYS = (
+    "where last_at >= (select windows_to from ai_token_usage_closed) - interval '2160 hours'"
+)
+RULES = ("insufficient_tokens", "feature_not_in_plan", "rate_limited", "paused")
+
+
 class Plain(Reports):
     """The same questions, answered from the books alone."""
 
@@ -117,12 +123,13 @@ class History:
     def refuse(self, organization: UUID, user: UUID | None, feature: str, at: datetime) -> None:
         self.owner.execute(
             "insert into ai_token_refusals (organization_id, user_id, feature, rule, minute,"
-            " count, first_at, last_at, data) values (%s, %s, %s, 'insufficient_tokens',"
+            " count, first_at, last_at, data) values (%s, %s, %s, %s,"
             " date_trunc('minute', %s, 'UTC'), %s, %s, %s, %s) on conflict do nothing",
             (
                 organization,
                 user or UUID(int=0),
                 feature,
+                self.chance.choice(RULES),
                 at,
                 self.chance.randrange(1, 4),
                 at,
@@ -280,6 +287,16 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
             ("usage_days", "*", "", "1, 2"),
             ("usage_active", "*", "where change <> 0", "1, 2"),
             ("refusal_sums", "*", "", "1"),
+            (
+                "refusal_windows",
+                "days, organization_id, user_id, insufficient_tokens, feature_not_in_plan,"
+                " rate_limited, last_at, case when insufficient_tokens + feature_not_in_plan > 0"
+                " then plan_last_at end",
+                "",
+                "1, 2, 3",
+            ),
+            ("refusal_rules", "*", "", "1, 2"),
+            ("refusal_seen", "*", IN_90_DAYS, "1, 2, 3"),
         )
     }
 

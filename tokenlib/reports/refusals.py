@@ -77,7 +77,7 @@ class RefusalReports(Asking):
         """How often each rule said no, the most frequent first."""
         rows = self._ask(
             "refusals",
-            "by_rule",
+            f"by_rule{self._closed}" if organization_id is None else "by_rule",
             **window(since, until),
             organization_id=id_or_none(organization_id, "organization_id"),
         )
@@ -117,7 +117,7 @@ class RefusalReports(Asking):
         """
         rows = self._ask(
             "refusals",
-            "frequent",
+            f"frequent{self._closed}",
             **window(since, until),
             limit=rows_at_most(limit),
             by_user=by == "user",

@@ -280,11 +280,13 @@ begin
             perform tokenlib.fold_windows(v_from, c.closed_to);
             perform tokenlib.fold_wallets(v_from, c.closed_to);
             perform tokenlib.fold_costs(v_from, c.closed_to);
+            perform tokenlib.fold_refused(v_from, c.closed_to);
             c.windows_to := c.closed_to;
         elsif not behind then
             perform tokenlib.make_windows(c.closed_to);
             perform tokenlib.fold_wallets(null, c.closed_to);
             perform tokenlib.fold_costs(null, c.closed_to);
+            perform tokenlib.fold_refused(null, c.closed_to);
             c.windows_to := c.closed_to;
         end if;
         if c.windows_to = c.closed_to then
@@ -343,6 +345,9 @@ begin
     update public.ai_token_usage_kept set closed_to = least(closed_to, v_keep);
     delete from public.ai_token_usage_sums where v_keep is null or at > v_keep;
     delete from public.ai_token_refusal_sums where v_keep is null or at > v_keep;
+    delete from public.ai_token_refusal_windows;
+    delete from public.ai_token_refusal_rules;
+    delete from public.ai_token_refusal_seen;
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;

@@ -81,6 +81,9 @@ begin
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_costs;
     delete from public.ai_token_usage_days;
+    delete from public.ai_token_refusal_windows;
+    delete from public.ai_token_refusal_rules;
+    delete from public.ai_token_refusal_seen;
     delete from public.ai_token_wallet_sums;
     delete from public.ai_token_usage_kept where plan is not null;
     while v_from < p_to loop

@@ -59,6 +59,7 @@ declare
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
         'ai_token_usage_pace', 'ai_token_usage_days', 'ai_token_usage_hasty', 'ai_token_usage_bursts', 'ai_token_usage_costs', 'ai_token_wallet_sums', 'ai_token_refusal_sums',
+        'ai_token_refusal_windows', 'ai_token_refusal_rules', 'ai_token_refusal_seen',
         'ai_token_archived_keys'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.
@@ -156,7 +157,8 @@ begin
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars',
             'usage_parts', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',
             'usage_wallet', 'plans_changed', 'least_limits', 'stricter', 'hasty_hours',
-            'hasty_people', 'hasty_peaks', 'rolling_requests', 'cost_states', 'cost_effects') then
+            'hasty_people', 'hasty_peaks', 'rolling_requests', 'cost_states', 'cost_effects',
+            'window_edges', 'refused_edges', 'refused_moves', 'refused_by_rule', 'refused_most') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);
         end if;

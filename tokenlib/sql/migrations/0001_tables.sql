@@ -577,6 +577,52 @@ create table public.ai_token_refusal_sums (
     refusals bigint not null
 );
 
+-- How often each organization and each person of one hit a limit in the last 1, 7, 30 and 90 days before
+-- windows_to, and when last; plan_last_at: by one that another plan would have helped. The zero UUID
+-- stands for "no user known", the highest for all of the organization.
+create table public.ai_token_refusal_windows (
+    days smallint not null,
+    organization_id uuid not null,
+    user_id uuid not null,
+    insufficient_tokens bigint not null,
+    feature_not_in_plan bigint not null,
+    rate_limited bigint not null,
+    last_at timestamptz not null,
+    plan_last_at timestamptz,
+    primary key (days, organization_id, user_id)
+);
+-- The first organizations, and the first users; for any reason, and for one that speaks for an upgrade.
+create index refused_organizations on public.ai_token_refusal_windows
+    (days, (insufficient_tokens + feature_not_in_plan + rate_limited) desc, last_at desc,
+        organization_id, user_id)
+    where user_id = 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+create index refused_users on public.ai_token_refusal_windows
+    (days, (insufficient_tokens + feature_not_in_plan + rate_limited) desc, last_at desc,
+        organization_id, user_id)
+    where user_id <> 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+create index upgrade_organizations on public.ai_token_refusal_windows
+    (days, (insufficient_tokens + feature_not_in_plan) desc, plan_last_at desc, organization_id, user_id)
+    where user_id = 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+
+-- The same by rule, and how many organizations and users it was.
+create table public.ai_token_refusal_rules (
+    days smallint not null,
+    rule text not null,
+    refusals bigint not null,
+    let_through bigint not null,
+    organizations bigint not null,
+    users bigint not null,
+    primary key (days, rule)
+);
+-- When each organization or person was refused last by each rule, in the last 90 days before windows_to.
+create table public.ai_token_refusal_seen (
+    rule text not null,
+    person boolean not null,
+    id uuid not null,
+    last_at timestamptz not null,
+    primary key (rule, person, id)
+);
+
 -- What each organization was charged on each of its last 17 days (UTC), and when first and last.
 create table public.ai_token_usage_days (
     organization_id uuid not null,

@@ -56,3 +56,21 @@ from top t
 left join public.organizations o on o.id = t.organization_id
 left join public.user_profiles u on u.id = t.user_id
 order by t.refusals desc, t.last_at desc, t.organization_id, t.user_id
+
+-- The same for staff and the service, of everybody, from the rollups.
+
+-- name: by_rule_closed
+select rule, refusals as count, let_through, organizations, users
+from tokenlib.refused_by_rule(%(since)s, %(until)s)
+order by count desc, let_through desc, rule
+
+-- name: frequent_closed
+select t.organization_id, coalesce(o.name, t.organization_id::text) as organization, o.plan,
+    t.user_id, case when t.user_id is not null then coalesce(u.full_name, u.email,
+        t.user_id::text) end as user,
+    t.insufficient_tokens + t.feature_not_in_plan + t.rate_limited as refusals,
+    t.insufficient_tokens, t.feature_not_in_plan, t.rate_limited, t.last_at
+from tokenlib.refused_most(%(since)s, %(until)s, %(by_user)s, %(by_plan)s, %(limit)s) as t
+left join public.organizations o on o.id = t.organization_id
+left join public.user_profiles u on u.id = t.user_id
+order by refusals desc, t.last_at desc, t.organization_id, t.user_id
