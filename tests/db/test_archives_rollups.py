@@ -33,6 +33,9 @@ TABLES = {
     "usage_bursts": "*",
     "wallet_sums": "*",
     "refusal_sums": "*",
+    "refusal_windows": "*",
+    "refusal_rules": "*",
+    "refusal_seen": "*",
 }
 
 

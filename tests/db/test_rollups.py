@@ -291,8 +291,8 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
                 "refusal_windows",
                 (
                     "days, organization_id, user_id, insufficient_tokens, feature_not_in_plan,"
-                    " rate_limited, last_at, case when insufficient_tokens + feature_not_in_plan > 0"
-                    " then plan_last_at end"
+                    " rate_limited, last_at, case when insufficient_tokens + feature_not_in_plan"
+                    " > 0 then plan_last_at end"
                 ),
                 "",
                 "1, 2, 3",
