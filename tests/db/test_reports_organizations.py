@@ -128,8 +128,14 @@ def test_a_page_reads_its_own_wallets_only(tokens: Tokens, owner: psycopg.Connec
         "id_to": None,
         "plan": "pro",
     }
-    params |= {"status": None, "level": None, "near": None, "pattern": "%mpany 1%", "sort": "name"}
-    params |= {"descending": False, "limit": 50, "offset": 100}
+    params |= {
+        "status": None,
+        "level": None,
+        "near": None,
+        "pattern": "%mpany 1%",
+        "caseless": "% 1%",
+    }
+    params |= {"sort": "name", "descending": False, "limit": 50, "offset": 100}
     statement = statements("organizations")["organizations"]
     assert wallets_read(owner, statement, params) == 250
 
@@ -152,6 +158,25 @@ def test_what_is_typed_is_searched_as_it_stands(tokens: Tokens, name: str) -> No
         tokens.create_organization(other)
     found = Reports(tokens.database).organizations(search=name)
     assert [row.name for row in found.rows] == [name]
+
+
+@pytest.mark.parametrize("typed", ["0777", "oak 0777", "OAK 07%7", "k 0", "Ä 0777", "\\_OAK"])
+def test_letters_and_what_has_no_case_are_searched_together(tokens: Tokens, typed: str) -> None:
+    there = [
+        "Oak 0777 a",
+        "Oak 0778 b",
+        "Ash 0777 c",
+        "oak 07%7 d",
+        "Ä 0777 e",
+        "x\\_oak f",
+        "x_oak g",
+    ]
+    for name in there:
+        tokens.create_organization(name)
+    found = Reports(tokens.database).organizations(search=typed)
+    assert [row.name for row in found.rows] == sorted(
+        name for name in there if typed.lower() in name.lower()
+    )
 
 
 def test_organizations_are_narrowed_by_plan_status_and_level(world: World) -> None:

@@ -141,9 +141,8 @@ WALLETS = [
     ("settings", "cost_effects_closed", "cost_effects"),
 ]
 ASKED: dict[str, Any] = {
-    **dict.fromkeys(
-        ("ids", "organization_id", "pattern", "id_from", "id_to", "plan", "status", "level")
-    ),
+    **dict.fromkeys(("ids", "organization_id", "plan", "status", "level")),
+    **dict.fromkeys(("pattern", "caseless", "id_from", "id_to")),
     "within": timedelta(days=365),
     "near": None,
     "sort": "total_used",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,3 +195,8 @@ def contains(text: str | None) -> str | None:
         raise InvalidInput("search", "must be text")
     escaped = text.strip().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return f"%{escaped}%"
+
+
+def caseless(pattern: str | None) -> str | None:
+    """A LIKE pattern for the parts of an ILIKE pattern that have no case, as digits and spaces."""
+    return None if pattern is None else re.sub(r"([^\x00-\x7f]|[A-Za-z])+", "%", pattern)

@@ -4,11 +4,13 @@
 -- name: organizations
 -- One row at least, with the total: a page past the end still says how long the list is. Wallets are
 -- read for the page only, unless the list is narrowed or sorted by what they hold: else nothing of
--- `held` is wanted, and the planner leaves it out.
+-- `held` is wanted, and the planner leaves it out. `caseless` is what every match has, too: what is in
+-- neither case is compared in half the time.
 with clock as materialized (select tokenlib.clock() as now),
 by_email as (
     select organization_id from public.user_profiles
-    where %(pattern)s::text is not null and email ilike %(pattern)s::text
+    where %(pattern)s::text is not null and email like %(caseless)s::text
+        and email ilike %(pattern)s::text
 ), near as (
     select organization_id from public.ai_tokens
     where %(near)s::integer is not null and total_allocated > 0
@@ -19,7 +21,8 @@ by_email as (
     from public.organizations o
     left join public.ai_token_organization_settings s on s.organization_id = o.id
     where (%(organization_id)s::uuid is null or o.id = %(organization_id)s::uuid)
-        and (%(pattern)s::text is null or o.name ilike %(pattern)s::text
+        and (%(pattern)s::text is null
+            or (o.name like %(caseless)s::text and o.name ilike %(pattern)s::text)
             or o.id between %(id_from)s::uuid and %(id_to)s::uuid
             or o.id in (select organization_id from by_email))
         and (%(plan)s::text is null or o.plan = %(plan)s::text)
@@ -98,7 +101,8 @@ moved as materialized (
     cross join lateral tokenlib.organizations_moved(tokenlib.wallets_closed_to(c.now), c.now) as m
 ), by_email as (
     select organization_id from public.user_profiles
-    where %(pattern)s::text is not null and email ilike %(pattern)s::text
+    where %(pattern)s::text is not null and email like %(caseless)s::text
+        and email ilike %(pattern)s::text
 ), held as not materialized (
     select s.* from public.ai_token_wallet_sums s
     where s.organization_id not in (select organization_id from moved)
@@ -130,7 +134,8 @@ moved as materialized (
         and (%(sort)s::text in ('balance', 'level', 'total_used', 'refresh_date', 'last_used_at')
             or %(level)s::text is not null)
     left join run_outs r on r.organization_id = o.id
-    where (%(pattern)s::text is null or o.name ilike %(pattern)s::text
+    where (%(pattern)s::text is null
+            or (o.name like %(caseless)s::text and o.name ilike %(pattern)s::text)
             or o.id between %(id_from)s::uuid and %(id_to)s::uuid
             or o.id in (select organization_id from by_email))
         and (%(plan)s::text is null or o.plan = %(plan)s::text)
