@@ -111,7 +111,7 @@ with used as materialized (
 ), figures as materialized (
     select b.start, t.organization_id::text as key, t.rank, b.uses, b.tokens, b.refunded
     from tokenlib.usage_organizations((select array_agg(organization_id) from top), %(since)s,
-        %(until)s, %(bucket)s, %(timezone)s) as b
+        %(until)s, %(bucket)s, %(timezone)s, false) as b
     join top t on t.organization_id = b.organization_id
     union all
     select start, null, null, uses, tokens, refunded
@@ -208,7 +208,7 @@ group by 1
 select organization_id::text as key, sum(tokens)::bigint as tokens
 from tokenlib.usage_organizations((select array_agg(t.organization_id)
     from tokenlib.top_usage(%(since)s, %(until)s, false, %(top)s, null) as t),
-    %(before)s, %(before_until)s, null, 'UTC')
+    %(before)s, %(before_until)s, null, 'UTC', false)
 where uses > 0
 group by 1
 
@@ -307,8 +307,9 @@ select l.id, l.organization_id, coalesce(o.name, l.organization_id::text) as org
     l.user_id, coalesce(u.full_name, u.email, l.user_id::text, 'unknown') as user,
     l.feature_used as feature, l.token_type, l.units, l.tokens_deducted as tokens,
     l.tokens_waived as waived, l.remaining_balance,
-    exists (select from public.ai_token_events e where e.organization_id = l.organization_id
-        and e.subject_id = l.id and e.kind = 'refund') as refunded,
+    -- Not exists: every refund that there is would be read for it, instead of one for each row.
+    (select true from public.ai_token_events e where e.organization_id = l.organization_id
+        and e.subject_id = l.id and e.kind = 'refund') is not null as refunded,
     l.reservation_id, l.metadata, l.created_at
 from public.ai_token_usage_log l
 left join public.organizations o on o.id = l.organization_id
