@@ -75,6 +75,7 @@ READING = {
     "hasty_people",
     "least_limits",
     "plans_changed",
+    "scoped_organizations",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -89,6 +90,7 @@ READING = {
     "usage_raw",
     "usage_wallet",
     "wallets_closed_to",
+    "whole_scope",
 }
 
 

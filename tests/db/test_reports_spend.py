@@ -50,8 +50,9 @@ def test_spenders_are_the_operators_own(
         assert one.before == before.get(who, 0)
         assert one.share == pytest.approx(float(one.tokens / total))
         for block, tokens in enumerate(one.daily, -28):
-            begin = since + block * DAY
-            rows = world.plain(query, begin, min(begin + DAY, until))
+            begin = since.replace(minute=0, second=0, microsecond=0) + block * DAY
+            end = since if block == -1 else until if block == len(one.daily) - 29 else begin + DAY
+            rows = world.plain(query, since if block == 0 else begin, end)
             assert tokens == {row[:-2]: row[-1] for row in rows}.get(who, 0)
         assert sum(one.daily[28:]) == one.tokens
         assert len(one.trend) == 28

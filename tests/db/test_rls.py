@@ -164,6 +164,7 @@ ROLLUPS = {
     "hasty_people",
     "least_limits",
     "plans_changed",
+    "scoped_organizations",
     "top_usage",
     "usage_archived_to",
     "usage_bars",
@@ -178,6 +179,7 @@ ROLLUPS = {
     "usage_raw",
     "usage_wallet",
     "wallets_closed_to",
+    "whole_scope",
 }
 MAY_EXECUTE = {
     "tokenlib_service": VERBS | HASHES | ROLLUPS | {"organization_rows", "uid", "whoami"},

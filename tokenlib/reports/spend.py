@@ -22,8 +22,8 @@ class Spender:
     """An organization, or a user of one, in a window. Tokens are gross.
 
     `share` is its part of all tokens of the window (0 to 1), `before` its tokens in the equally
-    long window before. `daily` counts blocks of 24 hours: 28 before the window, then those of the
-    window, of which the last may be shorter.
+    long window before. `daily` counts blocks of 24 hours that begin at full hours: 28 before the
+    window, then those of the window. At its ends a block may be longer or shorter.
     """
 
     organization_id: UUID

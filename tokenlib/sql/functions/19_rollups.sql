@@ -4,13 +4,29 @@
 -- transaction that may still write before that time has an id below the snapshot's end. Once a later
 -- snapshot finds all of those over, the time before is closed.
 
+-- What an organization is kept under as a whole: as a person would be, of the id that stands for all.
+create function tokenlib.whole_scope(p_organization uuid) returns uuid
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select md5(p_organization::text || '00000000-0000-0000-0000-000000000000')::uuid
+$$;
+
+-- The organizations that scopes of a kind (see usage_steps) speak of; null: of all.
+create function tokenlib.scoped_organizations(p_kind text, p_scopes uuid[]) returns uuid[]
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select case p_kind when 'organization' then p_scopes when 'whole' then array(
+        select organization_id from public.ai_token_usage_kept where scope = any (p_scopes)) end
+$$;
+
 -- What lies from p_from to p_to by scope, feature, wallet and step. p_kind says what the scopes are: all
--- (one, the zero UUID), plan (every one, as counted), organization or user (those of p_scopes).
+-- (one, the zero UUID), plan (every one, as counted), organization, whole or user (those of p_scopes): a whole is an
+-- organization without features and wallets.
 create function tokenlib.usage_steps(
     p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
 ) returns table (scope uuid, feature text, token_type text, start timestamptz, uses bigint,
     tokens bigint, waived bigint, refunded bigint)
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_organizations constant uuid[] := tokenlib.scoped_organizations(p_kind, p_scopes);
 begin
     if p_kind = 'user' then
         return query
@@ -39,13 +55,16 @@ begin
     end if;
     return query
     select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'
-            when 'plan' then md5(e.plan)::uuid else e.organization_id end,
+            when 'plan' then md5(e.plan)::uuid
+            when 'whole' then tokenlib.whole_scope(e.organization_id) else e.organization_id end,
         e.feature, e.token_type, e.start, sum(e.uses)::bigint, sum(e.tokens)::bigint,
         sum(e.waived)::bigint, sum(e.refunded)::bigint
     from (
         select case when p_kind = 'plan' then n.plan end as plan,
-            case when p_kind = 'organization' then l.organization_id end as organization_id,
-            l.feature_used as feature, l.token_type,
+            case when p_kind in ('organization', 'whole') then l.organization_id end
+                as organization_id,
+            case when p_kind = 'whole' then '' else l.feature_used end as feature,
+            case when p_kind = 'whole' then '' else l.token_type end as token_type,
             date_bin(p_step, l.created_at, '2000-01-01 00:00Z') as start,
             count(*) as uses, sum(l.tokens_deducted) as tokens, sum(l.tokens_waived) as waived,
             0 as refunded
@@ -53,18 +72,19 @@ begin
         left join public.ai_token_usage_seen n
             on p_kind = 'plan' and n.organization_id = l.organization_id
         where l.created_at >= p_from and l.created_at < p_to
-            and (p_kind <> 'organization' or l.organization_id = any (p_scopes))
+            and (v_organizations is null or l.organization_id = any (v_organizations))
         group by 1, 2, 3, 4, 5
         union all
         select case when p_kind = 'plan' then n.plan end,
-            case when p_kind = 'organization' then e.organization_id end,
-            coalesce(e.data ->> 'feature', ''), e.token_type,
+            case when p_kind in ('organization', 'whole') then e.organization_id end,
+            case when p_kind = 'whole' then '' else coalesce(e.data ->> 'feature', '') end,
+            case when p_kind = 'whole' then '' else e.token_type end,
             date_bin(p_step, e.created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(e.balance_change)
         from public.ai_token_events e
         left join public.ai_token_usage_seen n
             on p_kind = 'plan' and n.organization_id = e.organization_id
         where e.kind = 'refund' and e.created_at >= p_from and e.created_at < p_to
-            and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+            and (v_organizations is null or e.organization_id = any (v_organizations))
         group by 1, 2, 3, 4, 5
     ) as e
     group by 1, 2, 3, 4;
@@ -94,7 +114,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Who had 10,000 charges in 30 days as an organization, or 1,000 as a person, is kept from then on; their
--- past is folded once.
+-- past is folded once. Such an organization is kept as a whole, too: a list of many has no use for features.
 create function tokenlib.fold_kept(p_from timestamptz, p_to timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -105,12 +125,15 @@ declare
     v_to timestamptz;
     v_ids uuid[];
 begin
-    for v_kind, v_step in values ('organization', interval '15 minutes'), ('user', '1 hour') loop
+    for v_kind, v_step in values ('organization', interval '15 minutes'), ('whole', '15 minutes'),
+        ('user', '1 hour')
+    loop
         v_to := date_bin(v_step, p_to, '2000-01-01 00:00Z');
         continue when v_to <= p_from;
         for v_from, v_ids in
             select closed_to, array_agg(scope) from public.ai_token_usage_kept
-            where plan is null and (user_id is null) = (v_kind = 'organization') and closed_to < v_to
+            where plan is null and closed_to < v_to and v_kind = case when user_id is null
+                then 'organization' when user_id = c_all then 'whole' else 'user' end
             group by closed_to
         loop
             perform tokenlib.fold_sums(v_kind, v_ids, v_step, v_from, v_to);
@@ -118,11 +141,11 @@ begin
         end loop;
         with found as (
             insert into public.ai_token_usage_kept (scope, organization_id, user_id, closed_to)
-            select case v_kind when 'user' then md5(organization_id::text || user_id)::uuid
-                    else organization_id end,
-                organization_id, nullif(user_id, c_all), v_to
+            select case v_kind when 'organization' then organization_id
+                    else md5(organization_id::text || user_id)::uuid end,
+                organization_id, case when v_kind <> 'organization' then user_id end, v_to
             from public.ai_token_usage_windows
-            where days = 30 and case v_kind when 'organization' then
+            where days = 30 and case when v_kind <> 'user' then
                     user_id = c_all and uses >= 10000
                 else user_id not in (c_all, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
                     and uses >= 1000 end

@@ -141,6 +141,7 @@ language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan
 declare
     v_step interval := case p_kind when 'all' then '5 minutes' when 'user' then '1 hour'
         else '15 minutes' end;
+    v_organizations constant uuid[] := tokenlib.scoped_organizations(p_kind, p_scopes);
 begin
     return query
     with recursive bars as materialized (
@@ -178,8 +179,12 @@ begin
                         where n.organization_id = e.organization_id)
                     else (select o.plan from public.organizations o
                         where o.id = e.organization_id) end, ''))::uuid
+                when 'whole' then md5(e.organization_id::text
+                    || '00000000-0000-0000-0000-000000000000')::uuid
                 else e.organization_id end as scope,
-            r.sign, r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
+            r.sign, r.ended, r.begun, case when p_kind = 'whole' then '' else e.feature end as feature,
+            case when p_kind = 'whole' then '' else e.token_type end as token_type, e.uses, e.tokens,
+            e.waived, e.refunded
         from ranges r
         cross join lateral (
             select organization_id, created_at, feature_used as feature, token_type, 1 as uses,
@@ -192,7 +197,8 @@ begin
             from public.ai_token_events
             where kind = 'refund' and created_at >= r.since and created_at < r.until
         ) as e
-        where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+        where p_kind <> 'user'
+            and (v_organizations is null or e.organization_id = any (v_organizations))
         union all
         select k.scope, r.sign, r.ended, r.begun, '', '', 1, l.tokens_deducted, l.tokens_waived, 0
         from ranges r
@@ -239,9 +245,9 @@ begin
 end
 $$;
 
--- By hour, day or week of a time zone, by "24 hours" from p_since on, or (null) all in one. A bar begins
--- where the name of the bar changes, which is not always where its calendar says: some zones set the
--- clock at midnight.
+-- By hour, day or week of a time zone, by "24 hours" from the full hour before p_since on (what sums are kept
+-- up to), or (null) all in one. A bar begins where the name of the bar changes, which is not always where
+-- its calendar says: some zones set the clock at midnight.
 create function tokenlib.usage_bars(
     p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid
 ) returns table (start timestamptz, feature text, token_type text, uses bigint, tokens bigint,
@@ -249,13 +255,14 @@ create function tokenlib.usage_bars(
 language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
     v_closed timestamptz := (select c.closed_to from public.ai_token_usage_closed c);
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
     if p_organization is not null then
         return query
         select o.start, o.feature, o.token_type, o.uses, o.tokens, o.waived, o.refunded
         from tokenlib.usage_organizations(array[p_organization], p_since, p_until, p_bucket,
-            p_zone) as o;
+            p_zone, true) as o;
     elsif p_since < v_closed then
         return query
         select p.start, p.feature, p.token_type, p.uses, p.tokens, p.waived, p.refunded
@@ -264,7 +271,7 @@ begin
     else
         return query
         select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, v_origin)
                 else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
             count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
@@ -272,7 +279,7 @@ begin
         group by 1, 2, 3
         union all
         select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
                 else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
@@ -293,8 +300,8 @@ language sql stable rows 30 set search_path = pg_catalog, pg_temp set timezone =
         select q from generate_series(date_bin('15 minutes', p_since, '2000-01-01 00:00Z'),
             p_until, interval '15 minutes') as q where p_bucket = 'hour'
         union all
-        select b from generate_series(p_since, p_until, interval '24 hours') as b
-        where p_bucket = '24 hours'
+        select b from generate_series(date_bin('1 hour', p_since, '2000-01-01 00:00Z'), p_until,
+            interval '24 hours') as b where p_bucket = '24 hours'
         union all
         select d at time zone p_zone - back
         from generate_series(date_trunc('day', p_since at time zone p_zone),
@@ -303,7 +310,8 @@ language sql stable rows 30 set search_path = pg_catalog, pg_temp set timezone =
         where p_bucket in ('day', 'week')
     ), named as (
         select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', at,
+                    date_bin('1 hour', p_since, '2000-01-01 00:00Z'))
                 else date_trunc(p_bucket, at, p_zone) end as start, min(at) as since
         from points where at >= p_since and at < p_until
         group by 1

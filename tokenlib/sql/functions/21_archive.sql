@@ -96,10 +96,11 @@ begin
     end loop;
     for v_kind, v_step, v_ids in
         select k.kind, k.step, array_agg(u.scope)
-        from (values ('organization', interval '15 minutes'), ('user', interval '1 hour'))
-            as k (kind, step)
-        join public.ai_token_usage_kept u
-            on u.plan is null and (u.user_id is null) = (k.kind = 'organization')
+        from (values ('organization', interval '15 minutes'), ('whole', interval '15 minutes'),
+            ('user', interval '1 hour')) as k (kind, step)
+        join public.ai_token_usage_kept u on u.plan is null and k.kind = case
+            when u.user_id is null then 'organization'
+            when u.user_id = '00000000-0000-0000-0000-000000000000' then 'whole' else 'user' end
         group by 1, 2
     loop
         perform tokenlib.fold_sums(v_kind, v_ids, v_step, '-infinity', p_to);

@@ -1,8 +1,10 @@
 -- What was used in a window by organization, person, wallet and plan, exact to the row.
 
--- Organizations: those that are kept by their sums, the others row by row.
+-- Organizations: those that are kept by their sums, the others row by row. Without p_features all features and
+-- wallets of one in one, with empty names.
 create function tokenlib.usage_organizations(
-    p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text
+    p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text,
+    p_features boolean
 ) returns table (organization_id uuid, start timestamptz, feature text, token_type text, uses bigint,
     tokens bigint, waived bigint, refunded bigint)
 language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
@@ -11,23 +13,30 @@ declare
     v_kept uuid[];
     v_others uuid[];
     v_closed timestamptz;
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
-    select array_agg(id) filter (where k.scope is not null), array_agg(id) filter (where k.scope is null),
-        min(k.closed_to)
+    select array_agg(k.scope), array_agg(id) filter (where k.scope is null), min(k.closed_to)
     into v_kept, v_others, v_closed
     from unnest(p_organizations) as id
-    left join public.ai_token_usage_kept k on k.scope = id and k.closed_to > p_since;
-    if v_kept is not null then
+    left join public.ai_token_usage_kept k on k.closed_to > p_since
+        and k.scope = case when p_features then id else tokenlib.whole_scope(id) end;
+    v_kept := array_remove(v_kept, null);
+    if v_kept <> '{}' then
         return query
-        select * from tokenlib.usage_parts('organization', v_kept, v_closed, p_since, p_until,
-            p_bucket, p_zone);
+        select k.organization_id, p.start, p.feature, p.token_type, p.uses, p.tokens, p.waived,
+            p.refunded
+        from tokenlib.usage_parts(case when p_features then 'organization' else 'whole' end, v_kept,
+            v_closed, p_since, p_until, p_bucket, p_zone) as p
+        join public.ai_token_usage_kept k on k.scope = p.scope;
     end if;
     if v_others is not null then
         return query
         select l.organization_id, case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
-                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, v_origin)
+                else date_trunc(p_bucket, l.created_at, p_zone) end,
+            case when p_features then l.feature_used else '' end,
+            case when p_features then l.token_type else '' end,
             count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
         where l.organization_id = any (v_others)
@@ -35,9 +44,11 @@ begin
         group by 1, 2, 3, 4
         union all
         select e.organization_id, case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
-                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
-            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
+                else date_trunc(p_bucket, e.created_at, p_zone) end,
+            case when p_features then coalesce(e.data ->> 'feature', '') else '' end,
+            case when p_features then e.token_type else '' end, 0::bigint, 0::bigint, 0::bigint,
+            sum(e.balance_change)::bigint
         from public.ai_token_events e
         where e.kind = 'refund' and e.organization_id = any (v_others)
             and e.created_at >= p_since and e.created_at < p_until
@@ -57,6 +68,7 @@ language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_
 declare
     v_scopes uuid[];
     v_closed timestamptz;
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
     select array_agg(k.scope), min(k.closed_to) into v_scopes, v_closed
@@ -71,7 +83,7 @@ begin
     end if;
     return query
     select a.organization_id, a.user_id, case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
                 else date_trunc(p_bucket, e.created_at, p_zone) end,
         sum(e.uses)::bigint, sum(e.tokens)::bigint, sum(e.waived)::bigint, sum(e.refunded)::bigint
     from unnest(p_organizations, p_users) as a (organization_id, user_id)
@@ -189,6 +201,7 @@ language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_
 declare
     v_scopes uuid[];
     v_closed timestamptz;
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
     select array_agg(scope) filter (where p_plan is null or plan = p_plan), min(closed_to)
@@ -197,7 +210,7 @@ begin
     if v_closed is null or v_closed <= p_since then
         return query
         select coalesce(o.plan, ''), case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, v_origin)
                 else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
             count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
@@ -207,7 +220,7 @@ begin
         group by 1, 2, 3, 4
         union all
         select coalesce(o.plan, ''), case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
                 else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
@@ -230,7 +243,7 @@ begin
         from moved m
         cross join lateral (
             select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, v_origin)
                 else date_trunc(p_bucket, created_at, p_zone) end as start,
                 feature_used as feature, token_type, count(*) as uses,
                 sum(tokens_deducted) as tokens, sum(tokens_waived) as waived, 0 as refunded
@@ -240,7 +253,7 @@ begin
             group by 1, 2, 3
             union all
             select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, v_origin)
                 else date_trunc(p_bucket, created_at, p_zone) end,
                 coalesce(data ->> 'feature', ''), token_type, 0, 0, 0, sum(balance_change)
             from public.ai_token_events

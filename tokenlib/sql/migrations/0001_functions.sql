@@ -3139,13 +3139,29 @@ $$;
 -- transaction that may still write before that time has an id below the snapshot's end. Once a later
 -- snapshot finds all of those over, the time before is closed.
 
+-- What an organization is kept under as a whole: as a person would be, of the id that stands for all.
+create function tokenlib.whole_scope(p_organization uuid) returns uuid
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+    select md5(p_organization::text || '00000000-0000-0000-0000-000000000000')::uuid
+$$;
+
+-- The organizations that scopes of a kind (see usage_steps) speak of; null: of all.
+create function tokenlib.scoped_organizations(p_kind text, p_scopes uuid[]) returns uuid[]
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select case p_kind when 'organization' then p_scopes when 'whole' then array(
+        select organization_id from public.ai_token_usage_kept where scope = any (p_scopes)) end
+$$;
+
 -- What lies from p_from to p_to by scope, feature, wallet and step. p_kind says what the scopes are: all
--- (one, the zero UUID), plan (every one, as counted), organization or user (those of p_scopes).
+-- (one, the zero UUID), plan (every one, as counted), organization, whole or user (those of p_scopes): a whole is an
+-- organization without features and wallets.
 create function tokenlib.usage_steps(
     p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
 ) returns table (scope uuid, feature text, token_type text, start timestamptz, uses bigint,
     tokens bigint, waived bigint, refunded bigint)
 language plpgsql stable set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+declare
+    v_organizations constant uuid[] := tokenlib.scoped_organizations(p_kind, p_scopes);
 begin
     if p_kind = 'user' then
         return query
@@ -3174,13 +3190,16 @@ begin
     end if;
     return query
     select case p_kind when 'all' then '00000000-0000-0000-0000-000000000000'
-            when 'plan' then md5(e.plan)::uuid else e.organization_id end,
+            when 'plan' then md5(e.plan)::uuid
+            when 'whole' then tokenlib.whole_scope(e.organization_id) else e.organization_id end,
         e.feature, e.token_type, e.start, sum(e.uses)::bigint, sum(e.tokens)::bigint,
         sum(e.waived)::bigint, sum(e.refunded)::bigint
     from (
         select case when p_kind = 'plan' then n.plan end as plan,
-            case when p_kind = 'organization' then l.organization_id end as organization_id,
-            l.feature_used as feature, l.token_type,
+            case when p_kind in ('organization', 'whole') then l.organization_id end
+                as organization_id,
+            case when p_kind = 'whole' then '' else l.feature_used end as feature,
+            case when p_kind = 'whole' then '' else l.token_type end as token_type,
             date_bin(p_step, l.created_at, '2000-01-01 00:00Z') as start,
             count(*) as uses, sum(l.tokens_deducted) as tokens, sum(l.tokens_waived) as waived,
             0 as refunded
@@ -3188,18 +3207,19 @@ begin
         left join public.ai_token_usage_seen n
             on p_kind = 'plan' and n.organization_id = l.organization_id
         where l.created_at >= p_from and l.created_at < p_to
-            and (p_kind <> 'organization' or l.organization_id = any (p_scopes))
+            and (v_organizations is null or l.organization_id = any (v_organizations))
         group by 1, 2, 3, 4, 5
         union all
         select case when p_kind = 'plan' then n.plan end,
-            case when p_kind = 'organization' then e.organization_id end,
-            coalesce(e.data ->> 'feature', ''), e.token_type,
+            case when p_kind in ('organization', 'whole') then e.organization_id end,
+            case when p_kind = 'whole' then '' else coalesce(e.data ->> 'feature', '') end,
+            case when p_kind = 'whole' then '' else e.token_type end,
             date_bin(p_step, e.created_at, '2000-01-01 00:00Z'), 0, 0, 0, sum(e.balance_change)
         from public.ai_token_events e
         left join public.ai_token_usage_seen n
             on p_kind = 'plan' and n.organization_id = e.organization_id
         where e.kind = 'refund' and e.created_at >= p_from and e.created_at < p_to
-            and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+            and (v_organizations is null or e.organization_id = any (v_organizations))
         group by 1, 2, 3, 4, 5
     ) as e
     group by 1, 2, 3, 4;
@@ -3229,7 +3249,7 @@ language sql set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Who had 10,000 charges in 30 days as an organization, or 1,000 as a person, is kept from then on; their
--- past is folded once.
+-- past is folded once. Such an organization is kept as a whole, too: a list of many has no use for features.
 create function tokenlib.fold_kept(p_from timestamptz, p_to timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -3240,12 +3260,15 @@ declare
     v_to timestamptz;
     v_ids uuid[];
 begin
-    for v_kind, v_step in values ('organization', interval '15 minutes'), ('user', '1 hour') loop
+    for v_kind, v_step in values ('organization', interval '15 minutes'), ('whole', '15 minutes'),
+        ('user', '1 hour')
+    loop
         v_to := date_bin(v_step, p_to, '2000-01-01 00:00Z');
         continue when v_to <= p_from;
         for v_from, v_ids in
             select closed_to, array_agg(scope) from public.ai_token_usage_kept
-            where plan is null and (user_id is null) = (v_kind = 'organization') and closed_to < v_to
+            where plan is null and closed_to < v_to and v_kind = case when user_id is null
+                then 'organization' when user_id = c_all then 'whole' else 'user' end
             group by closed_to
         loop
             perform tokenlib.fold_sums(v_kind, v_ids, v_step, v_from, v_to);
@@ -3253,11 +3276,11 @@ begin
         end loop;
         with found as (
             insert into public.ai_token_usage_kept (scope, organization_id, user_id, closed_to)
-            select case v_kind when 'user' then md5(organization_id::text || user_id)::uuid
-                    else organization_id end,
-                organization_id, nullif(user_id, c_all), v_to
+            select case v_kind when 'organization' then organization_id
+                    else md5(organization_id::text || user_id)::uuid end,
+                organization_id, case when v_kind <> 'organization' then user_id end, v_to
             from public.ai_token_usage_windows
-            where days = 30 and case v_kind when 'organization' then
+            where days = 30 and case when v_kind <> 'user' then
                     user_id = c_all and uses >= 10000
                 else user_id not in (c_all, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
                     and uses >= 1000 end
@@ -3794,6 +3817,7 @@ language plpgsql stable rows 1000 set search_path = pg_catalog, pg_temp set plan
 declare
     v_step interval := case p_kind when 'all' then '5 minutes' when 'user' then '1 hour'
         else '15 minutes' end;
+    v_organizations constant uuid[] := tokenlib.scoped_organizations(p_kind, p_scopes);
 begin
     return query
     with recursive bars as materialized (
@@ -3831,8 +3855,12 @@ begin
                         where n.organization_id = e.organization_id)
                     else (select o.plan from public.organizations o
                         where o.id = e.organization_id) end, ''))::uuid
+                when 'whole' then md5(e.organization_id::text
+                    || '00000000-0000-0000-0000-000000000000')::uuid
                 else e.organization_id end as scope,
-            r.sign, r.ended, r.begun, e.feature, e.token_type, e.uses, e.tokens, e.waived, e.refunded
+            r.sign, r.ended, r.begun, case when p_kind = 'whole' then '' else e.feature end as feature,
+            case when p_kind = 'whole' then '' else e.token_type end as token_type, e.uses, e.tokens,
+            e.waived, e.refunded
         from ranges r
         cross join lateral (
             select organization_id, created_at, feature_used as feature, token_type, 1 as uses,
@@ -3845,7 +3873,8 @@ begin
             from public.ai_token_events
             where kind = 'refund' and created_at >= r.since and created_at < r.until
         ) as e
-        where p_kind <> 'user' and (p_kind <> 'organization' or e.organization_id = any (p_scopes))
+        where p_kind <> 'user'
+            and (v_organizations is null or e.organization_id = any (v_organizations))
         union all
         select k.scope, r.sign, r.ended, r.begun, '', '', 1, l.tokens_deducted, l.tokens_waived, 0
         from ranges r
@@ -3892,9 +3921,9 @@ begin
 end
 $$;
 
--- By hour, day or week of a time zone, by "24 hours" from p_since on, or (null) all in one. A bar begins
--- where the name of the bar changes, which is not always where its calendar says: some zones set the
--- clock at midnight.
+-- By hour, day or week of a time zone, by "24 hours" from the full hour before p_since on (what sums are kept
+-- up to), or (null) all in one. A bar begins where the name of the bar changes, which is not always where
+-- its calendar says: some zones set the clock at midnight.
 create function tokenlib.usage_bars(
     p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text, p_organization uuid
 ) returns table (start timestamptz, feature text, token_type text, uses bigint, tokens bigint,
@@ -3902,13 +3931,14 @@ create function tokenlib.usage_bars(
 language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 declare
     v_closed timestamptz := (select c.closed_to from public.ai_token_usage_closed c);
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
     if p_organization is not null then
         return query
         select o.start, o.feature, o.token_type, o.uses, o.tokens, o.waived, o.refunded
         from tokenlib.usage_organizations(array[p_organization], p_since, p_until, p_bucket,
-            p_zone) as o;
+            p_zone, true) as o;
     elsif p_since < v_closed then
         return query
         select p.start, p.feature, p.token_type, p.uses, p.tokens, p.waived, p.refunded
@@ -3917,7 +3947,7 @@ begin
     else
         return query
         select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, v_origin)
                 else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
             count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
@@ -3925,7 +3955,7 @@ begin
         group by 1, 2, 3
         union all
         select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
                 else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
@@ -3946,8 +3976,8 @@ language sql stable rows 30 set search_path = pg_catalog, pg_temp set timezone =
         select q from generate_series(date_bin('15 minutes', p_since, '2000-01-01 00:00Z'),
             p_until, interval '15 minutes') as q where p_bucket = 'hour'
         union all
-        select b from generate_series(p_since, p_until, interval '24 hours') as b
-        where p_bucket = '24 hours'
+        select b from generate_series(date_bin('1 hour', p_since, '2000-01-01 00:00Z'), p_until,
+            interval '24 hours') as b where p_bucket = '24 hours'
         union all
         select d at time zone p_zone - back
         from generate_series(date_trunc('day', p_since at time zone p_zone),
@@ -3956,7 +3986,8 @@ language sql stable rows 30 set search_path = pg_catalog, pg_temp set timezone =
         where p_bucket in ('day', 'week')
     ), named as (
         select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', at,
+                    date_bin('1 hour', p_since, '2000-01-01 00:00Z'))
                 else date_trunc(p_bucket, at, p_zone) end as start, min(at) as since
         from points where at >= p_since and at < p_until
         group by 1
@@ -4061,10 +4092,11 @@ begin
     end loop;
     for v_kind, v_step, v_ids in
         select k.kind, k.step, array_agg(u.scope)
-        from (values ('organization', interval '15 minutes'), ('user', interval '1 hour'))
-            as k (kind, step)
-        join public.ai_token_usage_kept u
-            on u.plan is null and (u.user_id is null) = (k.kind = 'organization')
+        from (values ('organization', interval '15 minutes'), ('whole', interval '15 minutes'),
+            ('user', interval '1 hour')) as k (kind, step)
+        join public.ai_token_usage_kept u on u.plan is null and k.kind = case
+            when u.user_id is null then 'organization'
+            when u.user_id = '00000000-0000-0000-0000-000000000000' then 'whole' else 'user' end
         group by 1, 2
     loop
         perform tokenlib.fold_sums(v_kind, v_ids, v_step, '-infinity', p_to);
@@ -5445,9 +5477,11 @@ end
 $$;
 -- What was used in a window by organization, person, wallet and plan, exact to the row.
 
--- Organizations: those that are kept by their sums, the others row by row.
+-- Organizations: those that are kept by their sums, the others row by row. Without p_features all features and
+-- wallets of one in one, with empty names.
 create function tokenlib.usage_organizations(
-    p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text
+    p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text,
+    p_features boolean
 ) returns table (organization_id uuid, start timestamptz, feature text, token_type text, uses bigint,
     tokens bigint, waived bigint, refunded bigint)
 language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
@@ -5456,23 +5490,30 @@ declare
     v_kept uuid[];
     v_others uuid[];
     v_closed timestamptz;
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
-    select array_agg(id) filter (where k.scope is not null), array_agg(id) filter (where k.scope is null),
-        min(k.closed_to)
+    select array_agg(k.scope), array_agg(id) filter (where k.scope is null), min(k.closed_to)
     into v_kept, v_others, v_closed
     from unnest(p_organizations) as id
-    left join public.ai_token_usage_kept k on k.scope = id and k.closed_to > p_since;
-    if v_kept is not null then
+    left join public.ai_token_usage_kept k on k.closed_to > p_since
+        and k.scope = case when p_features then id else tokenlib.whole_scope(id) end;
+    v_kept := array_remove(v_kept, null);
+    if v_kept <> '{}' then
         return query
-        select * from tokenlib.usage_parts('organization', v_kept, v_closed, p_since, p_until,
-            p_bucket, p_zone);
+        select k.organization_id, p.start, p.feature, p.token_type, p.uses, p.tokens, p.waived,
+            p.refunded
+        from tokenlib.usage_parts(case when p_features then 'organization' else 'whole' end, v_kept,
+            v_closed, p_since, p_until, p_bucket, p_zone) as p
+        join public.ai_token_usage_kept k on k.scope = p.scope;
     end if;
     if v_others is not null then
         return query
         select l.organization_id, case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
-                else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, v_origin)
+                else date_trunc(p_bucket, l.created_at, p_zone) end,
+            case when p_features then l.feature_used else '' end,
+            case when p_features then l.token_type else '' end,
             count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
         where l.organization_id = any (v_others)
@@ -5480,9 +5521,11 @@ begin
         group by 1, 2, 3, 4
         union all
         select e.organization_id, case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
-                else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
-            e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
+                else date_trunc(p_bucket, e.created_at, p_zone) end,
+            case when p_features then coalesce(e.data ->> 'feature', '') else '' end,
+            case when p_features then e.token_type else '' end, 0::bigint, 0::bigint, 0::bigint,
+            sum(e.balance_change)::bigint
         from public.ai_token_events e
         where e.kind = 'refund' and e.organization_id = any (v_others)
             and e.created_at >= p_since and e.created_at < p_until
@@ -5502,6 +5545,7 @@ language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_
 declare
     v_scopes uuid[];
     v_closed timestamptz;
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
     select array_agg(k.scope), min(k.closed_to) into v_scopes, v_closed
@@ -5516,7 +5560,7 @@ begin
     end if;
     return query
     select a.organization_id, a.user_id, case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
                 else date_trunc(p_bucket, e.created_at, p_zone) end,
         sum(e.uses)::bigint, sum(e.tokens)::bigint, sum(e.waived)::bigint, sum(e.refunded)::bigint
     from unnest(p_organizations, p_users) as a (organization_id, user_id)
@@ -5634,6 +5678,7 @@ language plpgsql stable rows 200 set search_path = pg_catalog, pg_temp set plan_
 declare
     v_scopes uuid[];
     v_closed timestamptz;
+    v_origin constant timestamptz := date_bin('1 hour', p_since, '2000-01-01 00:00Z');
 begin
     perform now() at time zone p_zone; -- refuses a wrong name without rows
     select array_agg(scope) filter (where p_plan is null or plan = p_plan), min(closed_to)
@@ -5642,7 +5687,7 @@ begin
     if v_closed is null or v_closed <= p_since then
         return query
         select coalesce(o.plan, ''), case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', l.created_at, v_origin)
                 else date_trunc(p_bucket, l.created_at, p_zone) end, l.feature_used, l.token_type,
             count(*), sum(l.tokens_deducted)::bigint, sum(l.tokens_waived)::bigint, 0::bigint
         from public.ai_token_usage_log l
@@ -5652,7 +5697,7 @@ begin
         group by 1, 2, 3, 4
         union all
         select coalesce(o.plan, ''), case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', e.created_at, v_origin)
                 else date_trunc(p_bucket, e.created_at, p_zone) end, coalesce(e.data ->> 'feature', ''),
             e.token_type, 0::bigint, 0::bigint, 0::bigint, sum(e.balance_change)::bigint
         from public.ai_token_events e
@@ -5675,7 +5720,7 @@ begin
         from moved m
         cross join lateral (
             select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, v_origin)
                 else date_trunc(p_bucket, created_at, p_zone) end as start,
                 feature_used as feature, token_type, count(*) as uses,
                 sum(tokens_deducted) as tokens, sum(tokens_waived) as waived, 0 as refunded
@@ -5685,7 +5730,7 @@ begin
             group by 1, 2, 3
             union all
             select case when p_bucket is null then p_since
-                when p_bucket = '24 hours' then date_bin('24 hours', created_at, p_since)
+                when p_bucket = '24 hours' then date_bin('24 hours', created_at, v_origin)
                 else date_trunc(p_bucket, created_at, p_zone) end,
                 coalesce(data ->> 'feature', ''), token_type, 0, 0, 0, sum(balance_change)
             from public.ai_token_events

@@ -155,7 +155,7 @@ begin
             'refused_between', 'wallets_closed_to', 'organizations_moved', 'sum_wallets', 'run_outs',
             'organizations_by_wallets',
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars',
-            'usage_parts', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',
+            'usage_parts', 'whole_scope', 'scoped_organizations', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',
             'usage_wallet', 'plans_changed', 'least_limits', 'stricter', 'hasty_hours',
             'hasty_people', 'hasty_peaks', 'rolling_requests', 'cost_states', 'cost_effects',
             'window_edges', 'refused_edges', 'refused_moves', 'refused_by_rule', 'refused_most') then

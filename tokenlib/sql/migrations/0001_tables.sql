@@ -506,6 +506,7 @@ create table public.ai_token_usage_sums (
 
 -- Who else has sums of their own, and up to when these go: each plan and organizations with many charges
 -- in steps of a quarter of an hour, persons with many in steps of an hour and without feature and wallet.
+-- The zero UUID as a person is the whole organization, without feature and wallet too.
 create table public.ai_token_usage_kept (
     scope uuid primary key,                    -- the organization's id, else a digest
     plan text,

@@ -1,7 +1,8 @@
 -- Who spends most and how unusual that is, and who goes beyond the abuse limits.
 
 -- name: spenders
--- `daily` counts blocks of 24 hours from 28 before `since` on; the last may be cut by `until`.
+-- `daily` counts blocks of 24 hours that begin at full hours, from 28 before that of `since` on. What lies
+-- between that hour and `since` counts to the block before it, and the last goes on to `until`.
 with charges as (
     select organization_id, case when %(by_user)s::boolean then user_id end as user_id,
         count(*) as calls, sum(tokens_deducted)::bigint as tokens
@@ -14,7 +15,9 @@ with charges as (
         row_number() over (order by tokens desc, calls desc, organization_id, user_id) as rank
     from charges order by rank limit %(limit)s::bigint
 ), past as (
-    select t.rank, floor(extract(epoch from l.created_at - %(since)s::timestamptz) / 86400)::integer
+    select t.rank, least(floor(extract(epoch from l.created_at
+                - date_bin('1 hour', %(since)s::timestamptz, '2000-01-01 00:00Z')) / 86400)::integer,
+            case when l.created_at < %(since)s::timestamptz then -1 else %(last_day)s::integer end)
             as day,
         sum(l.tokens_deducted) as tokens,
         sum(l.tokens_deducted) filter (where l.created_at >= %(before)s::timestamptz
@@ -23,8 +26,8 @@ with charges as (
     join public.ai_token_usage_log l on l.organization_id = t.organization_id
         and (not %(by_user)s::boolean or l.user_id is not distinct from t.user_id)
     where l.created_at < %(until)s::timestamptz
-        and l.created_at >= least(%(before)s::timestamptz,
-            %(since)s::timestamptz - interval '28 days')
+        and l.created_at >= least(%(before)s::timestamptz, date_bin('1 hour',
+            %(since)s::timestamptz, '2000-01-01 00:00Z') - interval '672 hours')
     group by 1, 2
 ), refunds as (
     select organization_id, case when %(by_user)s::boolean then data ->> 'user_id' end as user_id,
@@ -61,24 +64,27 @@ with top as materialized (
     select array_agg(organization_id order by rank) as organizations,
         array_agg(user_id order by rank) as users
     from top
-), windows (since, until, bucket) as (
-    values (%(since)s::timestamptz - interval '672 hours', %(until)s::timestamptz, '24 hours'),
-        (%(before)s, %(since)s, null)
+), windows (since, until, bucket, last_day) as (
+    values (date_bin('1 hour', %(since)s::timestamptz, '2000-01-01 00:00Z') - interval '672 hours',
+            %(since)s::timestamptz, '24 hours', -1),
+        (%(since)s, %(until)s, '24 hours', %(last_day)s::integer),
+        (%(before)s, %(since)s, null, null)
 ), used as (
-    select o.organization_id, null::uuid as user_id, o.start, w.bucket, o.tokens
+    select o.organization_id, null::uuid as user_id, o.start, w.bucket, w.last_day, o.tokens
     from who cross join windows w
     cross join lateral tokenlib.usage_organizations(organizations, w.since, w.until, w.bucket,
-        'UTC') as o
+        'UTC', false) as o
     where not %(by_user)s::boolean
     union all
-    select p.organization_id, p.user_id, p.start, w.bucket, p.tokens
+    select p.organization_id, p.user_id, p.start, w.bucket, w.last_day, p.tokens
     from who cross join windows w
     cross join lateral tokenlib.usage_persons(organizations, users, w.since, w.until, w.bucket,
         'UTC') as p
     where %(by_user)s::boolean
 ), past as (
-    select t.rank, case when u.bucket is not null then
-            floor(extract(epoch from u.start - %(since)s::timestamptz) / 86400)::integer end as day,
+    select t.rank, case when u.bucket is not null then least(u.last_day, floor(extract(epoch from
+            u.start - date_bin('1 hour', %(since)s::timestamptz, '2000-01-01 00:00Z')) / 86400)::integer)
+            end as day,
         sum(u.tokens) filter (where u.bucket is not null) as tokens,
         sum(u.tokens) filter (where u.bucket is null) as before
     from used u
