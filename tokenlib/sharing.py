@@ -53,12 +53,23 @@ class Caller:
         self.row: tuple[Any, ...] | None = None
         self.error: DatabaseUnavailable | None = None
         self.told = False  # that nothing more comes
+        self.others: deque[Caller] = deque()  # who are told too, and are woken one by the other …
+        self.gone = False  # … unless they have gone by then
         self.woken = threading.Lock()
         self.woken.acquire()
 
     def wake(self) -> None:
         """Something has come."""
         self.woken.release()
+
+    def wake_next(self) -> None:
+        """One after the other: all at once they would only crowd before Python's lock."""
+        others, self.others = self.others, deque()
+        while others:
+            other = others.popleft()
+            if not other.gone:
+                other.wake()
+                return
 
 
 class _Line:
@@ -234,6 +245,8 @@ class SharedCommit:
         finally:
             if caller.line is not None:
                 self.leave(caller)
+            caller.gone = True
+            caller.wake_next()
         if caller.error is not None:
             raise caller.error
         return alone() if caller.row is None else charged(caller)
@@ -297,6 +310,7 @@ class SharedCommit:
     ) -> None:
         """Each their own answer; none: they ask alone."""
         locked = []
+        told: deque[Caller] = deque()
         for row in rows:
             place, is_locked = row[:2]
             caller = crew[place - 1]
@@ -309,9 +323,11 @@ class SharedCommit:
                 continue
             if lost:
                 caller.error = DatabaseUnavailable(_LOST, "unknown")
-            caller.told = True
             if caller is not leader:  # who is awake
-                caller.wake()
+                caller.others = told
+                told.append(caller)
+            caller.told = True
+        leader.others = told
         if locked:
             self._move(locked)
 
