@@ -105,6 +105,8 @@ class AsyncTokens:
 class _Awaited(Caller):
     """One who waits without a thread, and gets one when there is something to do."""
 
+    passes_on = False
+
     def __init__(
         self, asked: Mapping[str, Any], tokens: GateVerbs, threads: ThreadPoolExecutor
     ) -> None:

@@ -27,9 +27,8 @@ from tokenlib.retry import LEAST_PATIENCE_SECONDS
 
 _MOST = 64
 # While the server is at work for one half of the callers, the other half is on its way back and
-# asks anew: two halves in turns keep both sides busy. Of many callers a few are enough.
+# asks anew: two halves in turns keep both sides busy.
 AT_ONCE = 2
-FEW = 16
 # Whoever is at work for longer is behind a lock or a slow disk: the line goes on without them.
 STUCK_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
@@ -44,6 +43,8 @@ _LOST = (
 class Caller:
     """One who asks for a charge. Waits for an answer, an error, or to be told to lead."""
 
+    passes_on = True  # what they are told, to the next; False: they have no thread to do it
+
     def __init__(self, asked: Mapping[str, Any]) -> None:
         self.asked = asked
         self.line: _Line | None = None  # in which they stand
@@ -53,8 +54,8 @@ class Caller:
         self.row: tuple[Any, ...] | None = None
         self.error: DatabaseUnavailable | None = None
         self.told = False  # that nothing more comes
-        self.others: deque[Caller] = deque()  # who are told too, and are woken one by the other …
-        self.gone = False  # … unless they have gone by then
+        self.others: deque[Caller] = deque()  # who were told with them, and are not awake yet
+        self.gone = False  # and wakes nobody
         self.woken = threading.Lock()
         self.woken.acquire()
 
@@ -63,7 +64,7 @@ class Caller:
         self.woken.release()
 
     def wake_next(self) -> None:
-        """One after the other: all at once they would only crowd before Python's lock."""
+        """Pass on that something has come: all at once they would crowd before Python's lock."""
         others, self.others = self.others, deque()
         while others:
             other = others.popleft()
@@ -91,8 +92,7 @@ class _Line:
 
     def enough(self) -> bool:
         """Whether those who wait are worth a batch of their own beside the one at work."""
-        half = (max(self.most, self.most_before) + 1) // 2
-        return len(self.waiting) >= min(half, FEW)
+        return 2 * len(self.waiting) >= max(self.most, self.most_before)
 
     def queue(self, caller: Caller) -> None:
         caller.line = self
@@ -323,11 +323,16 @@ class SharedCommit:
                 continue
             if lost:
                 caller.error = DatabaseUnavailable(_LOST, "unknown")
-            if caller is not leader:  # who is awake
+            caller.told = True
+            if caller is leader:  # who is awake
+                continue
+            if caller.passes_on:
                 caller.others = told
                 told.append(caller)
-            caller.told = True
+            else:
+                caller.wake()
         leader.others = told
+        leader.wake_next()
         if locked:
             self._move(locked)
 

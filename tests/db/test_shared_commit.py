@@ -69,29 +69,6 @@ def test_a_lone_caller_asks_alone(gate: Tokens, pro: Person, monkeypatch: Any) -
         assert gate.deduct_tokens(*pro, GOAL).tokens_deducted == 3
 
 
-def test_a_few_do_not_wait_for_those_at_work(
-    gate: Tokens, join: Join, owner: psycopg.Connection, crowd: Crowd, monkeypatch: Any
-) -> None:
-    """Nor for more than that: a third batch waits."""
-    person = join("enterprise")
-    gate.get_all_token_balances(person[0])
-    with crowd.holding(gate):
-        few = [Call(charge(gate, person, INSIGHT)) for _ in range(sharing.FEW - 1)]
-        in_line(gate.shared, sharing.FEW - 1)
-        monkeypatch.setattr(sharing, "AT_ONCE", 2)
-        few.append(Call(charge(gate, person, INSIGHT)))
-        # Somebody is at work all the while.
-        left = 500 - sharing.FEW
-        assert sorted(call.end().remaining_balance for call in few) == list(range(left, 500))
-        assert commits(owner) == [sharing.FEW]
-        with crowd.holding(gate, beside=True):
-            many = [Call(charge(gate, person, INSIGHT)) for _ in range(2 * sharing.FEW)]
-            in_line(gate.shared, 2 * sharing.FEW)
-            assert all(call.running for call in many)
-    least = left - 2 * sharing.FEW
-    assert sorted(call.end().remaining_balance for call in many) == list(range(least, left))
-
-
 def test_half_of_the_callers_do_not_wait_for_the_other_half(
     gate: Tokens, join: Join, owner: psycopg.Connection, crowd: Crowd, monkeypatch: Any
 ) -> None:
@@ -107,6 +84,22 @@ def test_half_of_the_callers_do_not_wait_for_the_other_half(
         half.append(Call(charge(gate, person, INSIGHT)))
         assert sorted(call.end().remaining_balance for call in half) == list(range(489, 493))
     assert commits(owner) == [7, 4]
+
+
+def test_a_third_batch_waits(
+    gate: Tokens, join: Join, owner: psycopg.Connection, crowd: Crowd, monkeypatch: Any
+) -> None:
+    """However many are in line while two are at work, they go as one when one of these ends."""
+    person = join("enterprise")
+    gate.get_all_token_balances(person[0])
+    monkeypatch.setattr(sharing, "AT_ONCE", 2)
+    with crowd.holding(gate):
+        with crowd.holding(gate, beside=True):
+            many = [Call(charge(gate, person, INSIGHT)) for _ in range(40)]
+            in_line(gate.shared, 40)
+            assert all(call.running for call in many)
+        assert sorted(call.end().remaining_balance for call in many) == list(range(460, 500))
+    assert commits(owner) == [40]
 
 
 def test_turned_off_nobody_waits_in_line(

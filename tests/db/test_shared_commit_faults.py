@@ -251,6 +251,37 @@ def test_who_is_interrupted_in_line_leaves_it(gate: Tokens, pro: Person, crowd: 
     assert call.end().remaining_balance == 49
 
 
+def test_who_is_interrupted_while_asked_for_keeps_the_answer_from_nobody(
+    gate: Tokens, pro: Person, owner: psycopg.Connection, crowd: Crowd, monkeypatch: Any
+) -> None:
+    """They would have been woken second, and have woken the third."""
+    gate.get_all_token_balances(pro[0])
+    asked: list[sharing.Caller] = []
+    enter = gate.shared.enter
+
+    def entered(caller: sharing.Caller) -> bool:
+        asked.append(caller)
+        return enter(caller)
+
+    ask = gate.database.tuples
+
+    def interrupting(*args: Any) -> Any:
+        _, _, second, _ = asked  # after the one who holds the line
+        second.error = DatabaseUnavailable("interrupted", "unknown")
+        second.told = True
+        second.wake()
+        until(lambda: second.gone)
+        return ask(*args)
+
+    monkeypatch.setattr(gate.shared, "enter", entered)
+    monkeypatch.setattr(gate.database, "tuples", interrupting)
+    monkeypatch.setattr(sharing, "STUCK_SECONDS", 600.0)  # nobody looks up by themselves
+    first, second, third = crowd.run(gate, [charge(gate, pro, INSIGHT)] * 3)
+    assert isinstance(second, DatabaseUnavailable)
+    assert [first.remaining_balance, third.remaining_balance] == [49, 47]
+    assert commits(owner) == [3]
+
+
 def test_a_forked_process_finds_no_line(pro: Person) -> None:
     """Its parent held the lock, and had somebody at work."""
     script = """

@@ -13,10 +13,12 @@ from uuid import UUID
 from tokenlib import batches
 from tokenlib.db import Row, statements
 from tokenlib.errors import DatabaseUnavailable, TokenlibError
-from tokenlib.sharing import AT_ONCE, FEW
+from tokenlib.sharing import AT_ONCE
 from tokenlib.tokens import Tokens
 
 _MOST = 64
+# Who wait while others are at work are so many before they are sent beside them.
+_FEW = 16
 # Whoever is at work for longer is stuck, behind a slow disk: the others go on without it.
 _STUCK_SECONDS = 0.02
 # For a wallet that somebody else has in hand. After it each caller waits for itself.
@@ -69,7 +71,7 @@ class Charges:
         now = loop.time()
         if not line.waiting:
             return
-        enough = line.working < AT_ONCE and len(line.waiting) >= FEW
+        enough = line.working < AT_ONCE and len(line.waiting) >= _FEW
         if line.working and not enough and not self._stuck(line, now):
             return
         crew = [line.waiting.popleft() for _ in range(min(len(line.waiting), _MOST))]
