@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
-from tests.browser.visiting import DESK, WAIT, Visit, visiting
+from tests.browser.visiting import DESK, Visit, prepare, visiting
 from tests.serving import ARGUMENTS, CHROMIUM, READY_SECONDS, ROOT, served, with_demo
 from tokenlib import demo
 from tokenlib.config import Settings
@@ -84,9 +84,9 @@ def fresh(server: Served, tokens: Tokens) -> None:
     demo.reset(server.database.url("tokenlib", "tokenlib_owner"), tokens)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window. Its event loop ends with the module: others need theirs."""
+    """Chromium without a window. Its event loop ends with this folder: others need theirs."""
     if not CHROMIUM.exists():
         pytest.fail(f"no browser at {CHROMIUM}; name one with TOKENLIB_CHROMIUM")
     with sync_playwright() as playwright:
@@ -102,14 +102,22 @@ def person(browser: Browser, server: Served) -> BrowserContext:
         timezone_id="Europe/Rome",
         locale="en-US",
     )
-    context.set_default_timeout(WAIT)
+    prepare(context)
     context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.address)
     return context
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def somebody(browser: Browser, server: Served) -> Iterator[BrowserContext]:
-    """The person whose tabs the tests of a module open: what was loaded once stays loaded."""
+    """The person whose tab the tests open one after another: what was loaded stays loaded."""
+    context = person(browser, server)
+    yield context
+    context.close()
+
+
+@pytest.fixture(scope="package")
+def another(browser: Browser, server: Served) -> Iterator[BrowserContext]:
+    """A person with another browser."""
     context = person(browser, server)
     yield context
     context.close()
@@ -117,15 +125,13 @@ def somebody(browser: Browser, server: Served) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def visit(somebody: BrowserContext, server: Served) -> Iterator[Visit]:
-    """A new tab."""
+    """A tab in which nothing was."""
     with visiting(somebody, server.address) as tab:
         yield tab
 
 
 @pytest.fixture
-def colleague(browser: Browser, server: Served) -> Iterator[Visit]:
+def colleague(another: BrowserContext, server: Served) -> Iterator[Visit]:
     """A tab in another person's browser."""
-    context = person(browser, server)
-    with visiting(context, server.address) as tab:
+    with visiting(another, server.address) as tab:
         yield tab
-    context.close()

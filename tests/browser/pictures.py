@@ -16,7 +16,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Locator, sync_playwright
 
-from tests.browser.visiting import DESK, PHONE, WAIT, Visit, visiting
+from tests.browser.visiting import DESK, PHONE, Visit, prepare, visiting
 from tests.serving import ARGUMENTS, CHROMIUM, ROOT, served
 
 STILL = """() => document.getAnimations().every(one =>
@@ -32,7 +32,7 @@ def tab(browser: Browser, address: str, **options: Any) -> Iterator[Visit]:
     context = browser.new_context(
         **{"viewport": DESK, "timezone_id": "America/New_York", "locale": "en-US", **options}
     )
-    context.set_default_timeout(WAIT)
+    prepare(context)
     with visiting(context, address) as visit:
         yield visit
     context.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from playwright.sync_api import (
     BrowserContext,
     ConsoleMessage,
+    Error,
     Locator,
     Page,
     Request,
@@ -110,9 +112,6 @@ class Visit:
     address: str
     outside: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.page.add_init_script(_ASKING)
 
     def open(self, path: str = "") -> Page:
         """Go to a page of the console and wait until it is drawn."""
@@ -221,7 +220,9 @@ class Visit:
         return done
 
     def shoot(self, name: str) -> None:
-        """Keep what is on the page as `name`-light, -dark and -phone, from top to end."""
+        """For `make screens`: what is on the page as `name`-light, -dark and -phone, to its end."""
+        if "TOKENLIB_SCREENS" not in os.environ:
+            return
         SCREENS.mkdir(parents=True, exist_ok=True)
         self._shot(f"{name}-light", DESK["width"])
         self.dark()
@@ -263,20 +264,54 @@ class Visit:
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.outside.append(request.url)
 
+    def _broke(self, error: Error) -> None:
+        self.errors.append(str(error))
+
     def _said(self, message: ConsoleMessage) -> None:
         if message.type == "error" and not _PROBES.search(message.location.get("url", "")):
             self.errors.append(message.text)
 
 
+def prepare(context: BrowserContext) -> None:
+    """Make a new browser one whose tabs can be visited."""
+    context.set_default_timeout(WAIT)
+    context.add_init_script(_ASKING)
+
+
+def empty_tab(context: BrowserContext) -> Page:
+    """A tab in which nothing was, as far as a page can tell: the one that was left, if any.
+
+    What it has loaded of the console it need not load and compile again, as a new one would.
+    """
+    left = [page for page in context.pages if page.url == "about:blank"]
+    return left[0] if left else context.new_page()
+
+
+def leave(page: Page) -> None:
+    """Leave an empty tab behind: nothing stored, nowhere to go back to, as wide and light."""
+    if page.url != "about:blank":
+        page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        page.goto("about:blank")
+    page.set_viewport_size(DESK)  # type: ignore[arg-type]
+    page.emulate_media(color_scheme="light")
+    history = page.context.new_cdp_session(page)
+    history.send("Page.resetNavigationHistory")
+    history.detach()
+
+
 @contextmanager
 def visiting(context: BrowserContext, address: str) -> Iterator[Visit]:
-    """A new tab; at its end nothing may have gone wrong in it."""
-    visit = Visit(context.new_page(), address)
-    visit.page.on("request", visit._asked)
-    visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
-    visit.page.on("console", visit._said)
+    """An empty tab; at its end nothing may have gone wrong in it."""
+    page = empty_tab(context)
+    visit = Visit(page, address)
+    page.on("request", visit._asked)
+    page.on("pageerror", visit._broke)
+    page.on("console", visit._said)
     yield visit
-    visit.page.close()
+    leave(page)
+    page.remove_listener("request", visit._asked)
+    page.remove_listener("pageerror", visit._broke)
+    page.remove_listener("console", visit._said)
     assert visit.outside == []
     assert visit.errors == []
 
