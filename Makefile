@@ -21,7 +21,7 @@ COMPILE := $(UV) pip compile pyproject.toml --all-extras --group build \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-citus test-faults test-postgres bench bench-console pictures audit lint format lock schema wheel clean
+.PHONY: help run test test-thorough test-citus test-faults test-postgres screens bench bench-console pictures audit lint format lock schema wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -29,8 +29,11 @@ help: ## List the targets
 run: $(VENV)/.runtime ## Start console and API on http://localhost:8501
 	@exec $(BIN)/tokenlib serve
 
-test: $(VENV)/.dev lint ## Run every check and every test, but not the faults
-	@$(BIN)/pytest $(TWO) --ignore=tests/faults
+test: $(VENV)/.dev lint ## Run every check and every kind of test, but not the faults
+	@$(BIN)/pytest $(TWO) -m "not thorough" --ignore=tests/faults
+
+test-thorough: $(VENV)/.dev ## Run more of the same, and what is large: a million rows, more chance
+	@$(BIN)/pytest $(TWO) -m thorough --ignore=tests/faults
 
 test-%: $(VENV)/.dev ## Run one folder of tests: make test-unit, make test-browser
 	@$(BIN)/pytest $(TWO) tests/$*
@@ -53,6 +56,9 @@ bench: $(VENV)/.dev ## Measure the gate against its targets, on a quiet machine;
 
 bench-console: $(VENV)/.dev ## Time every page of the console in a browser, some minutes
 	@$(BIN)/python -m tests.benchmarks.console
+
+screens: $(VENV)/.dev ## Go through the console in a browser, and keep each page in build/screens
+	@TOKENLIB_SCREENS=1 $(BIN)/pytest $(TWO) tests/browser
 
 pictures: $(VENV)/.dev ## Take the pictures of the documents anew, in a browser
 	@$(BIN)/python -m tests.browser.pictures

@@ -23,6 +23,7 @@ if (folder := memory_folder()) is not None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "bundled: about the bundled PostgreSQL, whatever else runs")
+    config.addinivalue_line("markers", "thorough: more of the same, or large; make test-thorough")
     config.addinivalue_line("markers", "one_node: looks at what one server has, not a Citus")
     if SHARED not in os.environ:  # else this is a process of a run that has one
         clear_what_ended()

@@ -62,6 +62,7 @@ def large(token_database: TestDatabase) -> Iterator[Tokens]:
         yield tokens
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 def test_a_hundred_thousand_entries(large: Tokens, token_database: TestDatabase) -> None:
     seen: list[tuple[int, int]] = []

@@ -368,7 +368,10 @@ def figures(wallet: Wallet) -> tuple[object, ...]:
 
 
 @pytest.mark.timeout(600)  # room to shrink what it finds
-def test_the_books_follow_the_model(tokens: Tokens, owner: psycopg.Connection) -> None:
+@pytest.mark.parametrize("histories", [30, pytest.param(120, marks=pytest.mark.thorough)])
+def test_the_books_follow_the_model(
+    tokens: Tokens, owner: psycopg.Connection, histories: int
+) -> None:
     class BooksHere(Books):
         pass
 
@@ -377,7 +380,7 @@ def test_the_books_follow_the_model(tokens: Tokens, owner: psycopg.Connection) -
     run_state_machine_as_test(
         BooksHere,
         settings=settings(
-            max_examples=120,
+            max_examples=histories,
             stateful_step_count=50,
             deadline=None,
             report_multiple_bugs=False,

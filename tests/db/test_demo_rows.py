@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from tests.databases import copied
 from tests.db.demo_loaded import OWNER
 from tokenlib import Tokens, demo, doctor
+from tokenlib.db import Database
 from tokenlib.demo import PERSONAS, Size, rows
+from tokenlib.embedded import Embedded
 from tokenlib.errors import ConfigurationError, PermissionDenied
 from tokenlib.testing import TestDatabase
 
@@ -21,6 +26,23 @@ def load(
     database: TestDatabase, tokens: Tokens, size: Size = SIZE, **options: Any
 ) -> demo.DemoSummary:
     return demo.load_rows(database.url(OWNER), tokens, size, now=NOW, **options)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A database with rows that no test changes, and what was told while they were loaded."""
+
+    database: TestDatabase
+    tokens: Tokens
+    told: list[tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def loaded(token_server: Embedded) -> Iterator[Loaded]:
+    with copied(token_server) as database, Tokens(Database(database.url())) as tokens:
+        told: list[tuple[int, int]] = []
+        load(database, tokens, progress=lambda done, total: told.append((done, total)))
+        yield Loaded(database, tokens, told)
 
 
 def found(database: TestDatabase, statement: str) -> list[tuple[Any, ...]]:
@@ -84,13 +106,10 @@ def test_the_gate_goes_on_from_there(token_database: TestDatabase, tokens: Token
     assert tokens.verify().problems == ()
 
 
-def test_the_same_arguments_store_the_same_entries(
-    token_database: TestDatabase, tokens: Tokens
-) -> None:
+def test_the_same_arguments_store_the_same_entries(loaded: Loaded) -> None:
     # What this digest was on another server and day it is on this one.
-    load(token_database, tokens)
     ((digest,),) = found(
-        token_database,
+        loaded.database,
         "select md5(string_agg(encode(log_hash, 'hex') || encode(event_hash, 'hex'), ''"
         " order by organization_id, token_type)) from ai_tokens",
     )
@@ -177,24 +196,19 @@ def test_only_an_empty_database_of_the_owner_is_filled(
         load(token_database, tokens)
 
 
-def test_the_personas_can_sign_in_and_there_is_nothing_to_reset(
-    token_database: TestDatabase, tokens: Tokens
-) -> None:
-    load(token_database, tokens)
-    assert demo.loaded(tokens)
+def test_the_personas_can_sign_in_and_there_is_nothing_to_reset(loaded: Loaded) -> None:
+    assert demo.loaded(loaded.tokens)
     member = PERSONAS["member"]
     assert found(
-        token_database,
+        loaded.database,
         "select organization_id from user_profiles where email like '%.000002-1@example.org'"
         " union all select id from user_profiles where email like '%.000002-1@example.org'",
     ) == [(member.organization_id,), (member.user_id,)]
-    assert found(token_database, "select count(*) from tokenlib_staff") == [(2,)]
+    assert found(loaded.database, "select count(*) from tokenlib_staff") == [(2,)]
     with pytest.raises(ConfigurationError, match="rows for measuring"):
-        demo.reset(token_database.url(OWNER), tokens)
+        demo.reset(loaded.database.url(OWNER), loaded.tokens)
 
 
-def test_progress_goes_up_to_all(token_database: TestDatabase, tokens: Tokens) -> None:
-    seen: list[tuple[int, int]] = []
-    load(token_database, tokens, progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(seen)
-    assert seen[-1] == (18_000, 18_000)
+def test_progress_goes_up_to_all(loaded: Loaded) -> None:
+    assert loaded.told == sorted(loaded.told)
+    assert loaded.told[-1] == (18_000, 18_000)

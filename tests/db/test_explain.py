@@ -126,8 +126,11 @@ def history(tokens: Tokens, token_clock: TestClock, request: Any) -> History:
     return History(tokens, token_clock, random.Random(request.param), organization, member)  # noqa: S311
 
 
+THOROUGHLY = [pytest.param(seed, marks=pytest.mark.thorough) for seed in (1, 2, 3)]
+
+
 @pytest.mark.parametrize("kept", [False, True])
-@pytest.mark.parametrize("history", range(4), indirect=True)
+@pytest.mark.parametrize("history", [0, *THOROUGHLY], indirect=True)
 def test_after_any_history_the_sums_close_and_every_past_moment_is_known(
     history: History, owner: psycopg.Connection, kept: bool
 ) -> None:

@@ -164,7 +164,10 @@ class Life:
             return answer, self.root.execute(BOOKS).fetchall(), before != after
 
 
-@pytest.mark.parametrize("seed", range(3))
+THOROUGHLY = [pytest.param(seed, marks=pytest.mark.thorough) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("seed", [0, *THOROUGHLY])
 def test_a_charge_at_a_glance_is_the_one_that_the_rules_make(
     tokens: Tokens,
     token_database: TestDatabase,

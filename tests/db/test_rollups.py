@@ -147,7 +147,10 @@ class History:
         return min(max(at, since), until - timedelta(microseconds=1))
 
 
-@pytest.fixture(params=range(3))
+THOROUGHLY = [pytest.param(seed, marks=pytest.mark.thorough) for seed in (1, 2)]
+
+
+@pytest.fixture(params=[0, *THOROUGHLY])
 def chance(request: pytest.FixtureRequest) -> Random:
     return Random(request.param)
 

@@ -111,6 +111,7 @@ def test_the_lines_for_the_shell(reader: Reader) -> None:
     reader.run("bash", "-c", whole, wanted=expected(program, r"^# ((?:\{|tokenlib_).*)$"))
 
 
+@pytest.mark.thorough  # it fills a demo of its own
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(
     shutil.which("curl") is None and "CI" not in os.environ,
