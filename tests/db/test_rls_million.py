@@ -21,14 +21,14 @@ pytestmark = pytest.mark.timeout(300)  # the rows take a while where many are at
 ORGANIZATIONS = 1_000
 ROWS = [200_000, pytest.param(1_000_000, marks=pytest.mark.thorough)]
 
-# A charge every 20 seconds, the organizations in turn: everybody's rows lie among everybody else's.
+# Seven months of charges, the organizations in turn: everybody's rows lie among everybody else's.
 FILL = """
 insert into ai_token_usage_log (organization_id, user_id, token_type, feature_used, tokens_deducted,
     remaining_balance, created_at, number, hash_version, hash)
 select case n %% %(organizations)s when 0 then %(id)s
         else md5((n %% %(organizations)s)::text)::uuid end,
     %(user)s, 'general', 'generate_insight', 1, 1,
-    timestamptz '2026-01-01 00:00Z' + n * interval '20 seconds', 1 + n / %(organizations)s, 1, ''
+    timestamptz '2026-01-01 00:00Z' + n * (interval '20000000 seconds' / %(rows)s), 1 + n / %(organizations)s, 1, ''
 from generate_series(0, %(rows)s - 1) as n
 """
 QUESTIONS = {
