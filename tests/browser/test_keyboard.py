@@ -128,7 +128,7 @@ def test_an_organization_is_opened_from_a_table_without_a_mouse(visit: Visit) ->
 
 def test_a_refusal_is_answered_without_a_mouse(visit: Visit, tokens: Tokens) -> None:
     with pytest.raises(InsufficientTokens):
-        tokens.deduct_tokens(ORGANIZATION, HEALTHY.user_id, "generate_insight", units=1000)
+        tokens.deduct_tokens(ORGANIZATION, HEALTHY.user_id, "generate_insight", units=100)
     page = visit.open(f"organization?id={ORGANIZATION}&view=Refusals")
     choose_row(visit, "Refused requests")
     tab_to(visit, "button", "Reply")

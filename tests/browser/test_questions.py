@@ -115,7 +115,7 @@ def refused(at: Answering) -> None:
     now = at.reports.now()
     rows = at.reports.refusals(now - 30 * DAY, now, at.organization_id)
     row = next(one for one in rows if one.rule == "insufficient_tokens")
-    at.row("Refused requests", f"needed {row.needed}, had {row.available}", row.user)
+    at.row("Refused requests", f"needed {row.needed:,}, had {row.available:,}", row.user)
 
 
 def grew(at: Answering) -> None:

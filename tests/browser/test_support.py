@@ -33,7 +33,7 @@ def test_yesterdays_refusal_is_answered(visit: Visit, server: Served) -> None:
     visit.find(name, name)
     visit.view("Refusals")
     refused = visit.cells("Refused requests")
-    expect(refused.filter(has_text=f"needed {needed}, had {had}").first).to_be_attached()
+    expect(refused.filter(has_text=f"needed {needed:,}, had {had:,}").first).to_be_attached()
     visit.act("Refused requests")
     page.wait_for_url("**refusal=**")
     visit.pick("The customer's time zone", "America/New_York")
