@@ -28,7 +28,8 @@ insert into ai_token_usage_log (organization_id, user_id, token_type, feature_us
 select case n %% %(organizations)s when 0 then %(id)s
         else md5((n %% %(organizations)s)::text)::uuid end,
     %(user)s, 'general', 'generate_insight', 1, 1,
-    timestamptz '2026-01-01 00:00Z' + n * (interval '20000000 seconds' / %(rows)s), 1 + n / %(organizations)s, 1, ''
+    timestamptz '2026-01-01 00:00Z' + n * (interval '20000000 seconds' / %(rows)s),
+    1 + n / %(organizations)s, 1, ''
 from generate_series(0, %(rows)s - 1) as n
 """
 QUESTIONS = {
