@@ -166,13 +166,17 @@ def history(
 
 
 def few_are_kept(owner: psycopg.Connection) -> None:
-    """Keep sums for organizations of a small test, too."""
+    """Keep sums for organizations of a small test, too, and look at few of the first."""
     row = owner.execute("select pg_get_functiondef('tokenlib.fold_kept'::regproc)").fetchone()
     assert row is not None
     assert "uses >= 10000\n" in row[0]
     assert "uses >= 1000 " in row[0]
     few = row[0].replace("uses >= 10000\n", "uses >= 30\n").replace("uses >= 1000 ", "uses >= 12 ")
     owner.execute(few.encode())
+    row = owner.execute("select pg_get_functiondef('tokenlib.top_usage'::regproc)").fetchone()
+    assert row is not None
+    assert "p_limit + 100;" in row[0]  # of a small test that would be everybody
+    owner.execute(row[0].replace("p_limit + 100;", "p_limit;").encode())
 
 
 def windows(chance: Random) -> Iterator[tuple[datetime, datetime]]:
@@ -369,3 +373,28 @@ def test_making_them_anew_keeps_what_was_archived(
     kept = sum(row.uses for row in reports.usage_by_feature(aligned, NOW))
     assert kept > sum(row.uses for row in before[1])
     assert reports.rollup_differences() == []
+
+
+@pytest.mark.parametrize("chance", [0], indirect=True)
+def test_others_come_first_when_the_first_have_left_the_window(
+    tokens: Tokens, token_clock: TestClock, history: History, owner: psycopg.Connection
+) -> None:
+    gone, stays = history.organizations[:2]
+    for one, cost, at in (
+        (gone, 9, NOW - DAY - timedelta(minutes=1)),
+        (stays, 5, NOW - timedelta(hours=2)),
+    ):
+        owner.execute(
+            "insert into ai_token_usage_log (organization_id, user_id, token_type, feature_used,"
+            " tokens_deducted, tokens_waived, remaining_balance, created_at)"
+            " values (%s, %s, 'general', 'generate_goal', %s, 0, 0, %s)",
+            (one, history.people[one][0], cost, at),
+        )
+    token_clock.set(NOW - timedelta(minutes=1))
+    tokens.close_usage()
+    assert tokens.close_usage() == NOW.replace(minute=15, second=0, microsecond=0)
+    reports = Reports(tokens.database)
+    [row] = reports.top_organizations(NOW - DAY, NOW, 1)
+    assert (row.organization_id, row.tokens) == (stays, 5)
+    [user] = reports.top_users(NOW - DAY, NOW, 1)
+    assert (user.user_id, user.tokens) == (history.people[stays][0], 5)

@@ -177,8 +177,8 @@ end
 $$;
 
 -- The organizations or users with the most tokens, in the order of tokens, uses and ids; `whole` is
--- the tokens of everybody in the window. Who entered or left the window since the last closing is looked
--- at, and as many as are asked for of those who stand as they did.
+-- the tokens of everybody in the window. The first as they stood at the last closing are looked at, a
+-- hundred more than are asked for, and of those who entered or left the window since who may come before them.
 create function tokenlib.top_usage(
     p_since timestamptz, p_until timestamptz, p_by_user boolean, p_limit bigint,
     p_organization uuid
@@ -192,6 +192,12 @@ declare
     v_from timestamptz;
     v_to timestamptz;
     v_whole numeric;
+    v_first bigint := p_limit + 100;
+    v_organizations uuid[];
+    v_users uuid[];
+    v_uses bigint[];
+    v_tokens bigint[];
+    v_all boolean;
 begin
     select windows_to into v_to from public.ai_token_usage_closed;
     v_from := v_to - v_days * interval '24 hours';
@@ -212,60 +218,87 @@ begin
     end if;
     select sum(u.tokens) into v_whole
     from tokenlib.usage_between(p_since, p_until, p_organization) as u;
-    return query
-    with moved as materialized (
-        select m.organization_id, m.user_id, sum(m.sign) as uses, sum(m.sign * m.tokens) as tokens
-        from (
-            select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
-                else c_all end as user_id, tokens_deducted as tokens, 1 as sign
-            from public.ai_token_usage_log
-            where created_at >= v_to and created_at < p_until
-                and (p_organization is null or organization_id = p_organization)
-            union all
-            select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
-                else c_all end, tokens_deducted, -1
-            from public.ai_token_usage_log
-            where created_at >= v_from and created_at < p_since
-                and (p_organization is null or organization_id = p_organization)
-        ) as m
-        group by 1, 2
-    ), first as (
-        select organization_id, user_id from (
+    loop
+        with moved as materialized (
+            select m.organization_id, m.user_id, sum(m.sign) as uses, sum(m.sign * m.tokens) as tokens
+            from (
+                select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
+                    else c_all end as user_id, tokens_deducted as tokens, 1 as sign
+                from public.ai_token_usage_log
+                where created_at >= v_to and created_at < p_until
+                    and (p_organization is null or organization_id = p_organization)
+                union all
+                select organization_id, case when p_by_user then coalesce(user_id, c_nobody)
+                    else c_all end, tokens_deducted, -1
+                from public.ai_token_usage_log
+                where created_at >= v_from and created_at < p_since
+                    and (p_organization is null or organization_id = p_organization)
+            ) as m
+            group by 1, 2
+        ), first as materialized (
             (select w.organization_id, w.user_id, w.tokens, w.uses
             from public.ai_token_usage_windows w
             where not p_by_user and w.user_id = '00000000-0000-0000-0000-000000000000'
                 and w.days = v_days
                 and (p_organization is null or w.organization_id = p_organization)
-                and w.organization_id not in (select organization_id from moved)
             order by w.tokens desc, w.uses desc, w.organization_id
-            limit p_limit)
+            limit v_first)
             union all
             (select w.organization_id, w.user_id, w.tokens, w.uses
             from public.ai_token_usage_windows w
             where p_by_user and w.user_id <> '00000000-0000-0000-0000-000000000000'
                 and w.days = v_days
                 and (p_organization is null or w.organization_id = p_organization)
-                and (w.organization_id, w.user_id) not in (
-                    select organization_id, user_id from moved)
             order by w.tokens desc, w.uses desc, w.organization_id, w.user_id
-            limit p_limit)
-        ) as w
-        union
-        select organization_id, user_id from moved
-    ), figures as (
-        select f.organization_id, case when f.user_id not in (c_all, c_nobody) then f.user_id end
-                as user_id,
-            coalesce(w.uses, 0) + coalesce(m.uses, 0) as uses,
-            coalesce(w.tokens, 0) + coalesce(m.tokens, 0) as tokens
-        from first f
-        left join public.ai_token_usage_windows w on w.organization_id = f.organization_id
-            and w.user_id = f.user_id and w.days = v_days
-        left join moved m on m.organization_id = f.organization_id and m.user_id = f.user_id
-    )
-    select f.organization_id, f.user_id, f.uses::bigint, f.tokens::bigint, v_whole
-    from figures f
-    where f.uses > 0
-    order by 4 desc, 3 desc, 1, 2
-    limit p_limit;
+            limit v_first)
+        ), known as materialized (
+            select f.organization_id, f.user_id, f.uses + coalesce(m.uses, 0) as uses,
+                f.tokens + coalesce(m.tokens, 0) as tokens
+            from first f
+            left join moved m on m.organization_id = f.organization_id and m.user_id = f.user_id
+        ), of_first as (
+            -- Nobody else had more than the last of them.
+            select * from first order by tokens, uses, organization_id desc, user_id desc limit 1
+        ), of_known as (
+            -- Nobody with less is asked for.
+            select * from known where uses > 0
+            order by tokens desc, uses desc, organization_id, user_id offset p_limit - 1 limit 1
+        ), figures as (
+            select organization_id, user_id, uses, tokens from known
+            union all
+            select m.organization_id, m.user_id, m.uses + coalesce(w.uses, 0),
+                m.tokens + coalesce(w.tokens, 0)
+            from moved m
+            left join lateral (
+                select k.uses, k.tokens from public.ai_token_usage_windows k
+                where k.organization_id = m.organization_id and k.user_id = m.user_id
+                    and k.days = v_days offset 0) as w on true
+            where (m.organization_id, m.user_id) not in (
+                    select organization_id, user_id from first)
+                and coalesce(m.tokens + (select tokens from of_first)
+                    >= (select tokens from of_known), true)
+        ), ranked as (
+            select * from figures where uses > 0
+            order by tokens desc, uses desc, organization_id, user_id limit p_limit
+        )
+        select array_agg(r.organization_id order by tokens desc, uses desc, organization_id, user_id),
+            array_agg(r.user_id order by tokens desc, uses desc, organization_id, user_id),
+            array_agg(r.uses order by tokens desc, uses desc, organization_id, user_id),
+            array_agg(r.tokens order by tokens desc, uses desc, organization_id, user_id),
+            (select count(*) from first) < v_first or exists (
+                select from of_first l, of_known k
+                where (k.tokens, k.uses) > (l.tokens, l.uses)
+                    or ((k.tokens, k.uses) = (l.tokens, l.uses)
+                        and (k.organization_id, k.user_id) <= (l.organization_id, l.user_id)))
+        into v_organizations, v_users, v_uses, v_tokens, v_all
+        from ranked r;
+        exit when v_all;
+        v_first := 4 * v_first;
+    end loop;
+    return query
+    select f.organization_id, case when f.user_id not in (c_all, c_nobody) then f.user_id end,
+        f.uses, f.tokens, v_whole
+    from unnest(v_organizations, v_users, v_uses, v_tokens)
+        as f (organization_id, user_id, uses, tokens);
 end
 $$;
