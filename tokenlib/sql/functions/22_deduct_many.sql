@@ -75,36 +75,41 @@ begin
             from unnest(p_organizations, p_users, p_limits) as a (organization, member, limits)
             where limits
             order by person offset 0) as people;
+        select array_agg(place) into v_mine
+        from unnest(p_keys) with ordinality as a (key, place)
+        where key is null or pg_try_advisory_xact_lock(hashtextextended('key ' || key,
+            hashtextextended(p_organizations[1]::text, 0)));
         perform from public.ai_tokens
         where organization_id = p_organizations[1] and token_type in (
             select f.token_type from public.ai_token_features f where f.feature = any (p_features))
         order by token_type for no key update;
-    end if;
-    select array_agg(place) into v_mine from (
-        select place
-        from (
-            select place, feature, p_organizations[place] as organization,
-                hashtextextended(p_organizations[place]::text, 0) as seed
-            from unnest(p_features) with ordinality as a (feature, place) offset 0) as a
-        cross join lateral (select t.token_type from public.ai_token_features t
-            where t.feature = a.feature limit 1) as f
-        join public.ai_tokens t
-            on t.organization_id = organization and t.token_type = f.token_type
-        where (not p_limits[place] or pg_try_advisory_xact_lock(
-                hashtextextended('user ' || p_users[place], seed)))
-            and (p_keys[place] is null or pg_try_advisory_xact_lock(
-                hashtextextended('key ' || p_keys[place], seed)))
-        for no key update of t skip locked) as mine;
-    if not p_wait and coalesce(cardinality(v_mine), 0) < v_length then
-        return query
-            select a.place, true, null::text, null::bigint, null::bigint, null::timestamptz
-            from unnest(p_organizations, p_features) with ordinality
-                as a (organization, feature, place)
-            where a.place <> all (coalesce(v_mine, '{}')) and (
-                select count(*) from public.ai_token_features f
-                join public.ai_tokens t
-                    on t.organization_id = a.organization and t.token_type = f.token_type
-                where f.feature = a.feature) > 0;
+    else
+        select array_agg(place) into v_mine from (
+            select place
+            from (
+                select place, feature, p_organizations[place] as organization,
+                    hashtextextended(p_organizations[place]::text, 0) as seed
+                from unnest(p_features) with ordinality as a (feature, place) offset 0) as a
+            cross join lateral (select t.token_type from public.ai_token_features t
+                where t.feature = a.feature limit 1) as f
+            join public.ai_tokens t
+                on t.organization_id = organization and t.token_type = f.token_type
+            where (not p_limits[place] or pg_try_advisory_xact_lock(
+                    hashtextextended('user ' || p_users[place], seed)))
+                and (p_keys[place] is null or pg_try_advisory_xact_lock(
+                    hashtextextended('key ' || p_keys[place], seed)))
+            for no key update of t skip locked) as mine;
+        if coalesce(cardinality(v_mine), 0) < v_length then
+            return query
+                select a.place, true, null::text, null::bigint, null::bigint, null::timestamptz
+                from unnest(p_organizations, p_features) with ordinality
+                    as a (organization, feature, place)
+                where a.place <> all (coalesce(v_mine, '{}')) and (
+                    select count(*) from public.ai_token_features f
+                    join public.ai_tokens t
+                        on t.organization_id = a.organization and t.token_type = f.token_type
+                    where f.feature = a.feature) > 0;
+        end if;
     end if;
 
     -- What the gate reads after its locks, read after these.
