@@ -32,7 +32,7 @@ run: $(VENV)/.runtime ## Start console and API on http://localhost:8501
 test: $(VENV)/.dev lint ## Run every check and every kind of test, but not the faults
 	@$(BIN)/pytest $(TWO) -m "not thorough" --ignore=tests/faults
 
-test-thorough: $(VENV)/.dev ## Run more of the same, and what is large: a million rows, more chance
+test-thorough: $(VENV)/.dev ## Run more of the same: other seeds, pairs and pages, a million rows
 	@$(BIN)/pytest $(TWO) -m thorough --ignore=tests/faults
 
 test-%: $(VENV)/.dev ## Run one folder of tests: make test-unit, make test-browser

@@ -94,6 +94,7 @@ def test_tokens_are_granted_without_a_mouse(visit: Visit) -> None:
     expect(page.get_by_test_id("stAlert").filter(has_text="7 tokens granted")).to_be_visible()
 
 
+@pytest.mark.thorough
 def test_a_quest_is_generated_without_a_mouse(visit: Visit) -> None:
     page = visit.open("quests?scenario=Low")
     tab_to(visit, "button", "Generate")
@@ -101,6 +102,7 @@ def test_a_quest_is_generated_without_a_mouse(visit: Visit) -> None:
     expect(page.get_by_test_id("stAlert").filter(has_text="Used 3 tokens")).to_be_visible()
 
 
+@pytest.mark.thorough
 def test_a_charge_is_given_back_without_a_mouse(visit: Visit, tokens: Tokens) -> None:
     tokens.deduct_tokens(ORGANIZATION, HEALTHY.user_id, "generate_leads")
     page = visit.open(f"organization?id={ORGANIZATION}&view=Ledger")
@@ -126,6 +128,7 @@ def test_an_organization_is_opened_from_a_table_without_a_mouse(visit: Visit) ->
     page.wait_for_url(f"**id={ORGANIZATION}")
 
 
+@pytest.mark.thorough
 def test_a_refusal_is_answered_without_a_mouse(visit: Visit, tokens: Tokens) -> None:
     with pytest.raises(InsufficientTokens):
         tokens.deduct_tokens(ORGANIZATION, HEALTHY.user_id, "generate_insight", units=100)

@@ -31,6 +31,16 @@ PAGES = {
     "features": ("features", "Other AI features"),
     "tokens": ("", "My tokens"),
 }
+# Of what the others have too; for make test-thorough.
+ALIKE = {
+    "organization-refusals",
+    "organization-people",
+    "spenders",
+    "health",
+    "settings-limits",
+    "settings-switch",
+    "features",
+}
 
 # What Streamlit draws in colors that no setting of the theme reaches.
 LEFT_LIGHT = {
@@ -49,7 +59,13 @@ LEFT_DARK = {
 }
 
 
-@pytest.fixture(scope="module", params=PAGES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(page, marks=pytest.mark.thorough if page in ALIKE else (), id=page)
+        for page in PAGES
+    ],
+)
 def shown(
     somebody: BrowserContext, server: Served, request: pytest.FixtureRequest
 ) -> Iterator[Visit]:

@@ -59,8 +59,8 @@ def shows_no_data(visit: Visit) -> None:
     ("action", "label"),
     [
         ("Grant tokens", "Grant 10 tokens"),
-        ("Change plan", "Change to Enterprise"),
-        ("Pause", "Set to paused"),
+        pytest.param("Change plan", "Change to Enterprise", marks=pytest.mark.thorough),
+        pytest.param("Pause", "Set to paused", marks=pytest.mark.thorough),
     ],
 )
 def test_an_open_dialog_does_nothing_once_the_role_is_gone(
@@ -110,7 +110,16 @@ def test_an_open_page_of_admins_closes_at_the_next_click(
     shows_no_data(visit)
 
 
-@pytest.mark.parametrize("path", ["", "organizations", "usage", "spenders", "health"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        *(
+            pytest.param(path, marks=pytest.mark.thorough)
+            for path in ("organizations", "usage", "spenders", "health")
+        ),
+    ],
+)
 def test_an_open_page_of_staff_closes_at_the_next_click(
     visit: Visit, owner: psycopg.Connection, path: str
 ) -> None:

@@ -312,6 +312,7 @@ def test_signing_out_in_one_tab_ends_every_other(
     shows_no_data(second)
 
 
+@pytest.mark.thorough  # it waits for a while to be over
 def test_a_tab_that_nobody_touches_closes_when_its_identity_ends(
     person: Person, enter: Enter
 ) -> None:

@@ -161,7 +161,14 @@ def test_the_first_start_fills_the_demo_and_the_second_keeps_it(serve: Serve, ne
     assert demo.json("verify")["closed"] is True
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.thorough),
+    ],
+)
 def test_a_signal_leaves_no_process_behind_even_with_a_tab_open(
     serve: Serve, filled: Path, number: signal.Signals
 ) -> None:
