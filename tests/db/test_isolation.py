@@ -70,6 +70,7 @@ READING = {
     "rolling_requests",
     "run_outs",
     "sum_wallets",
+    "hasty_figures",
     "hasty_hours",
     "hasty_peaks",
     "hasty_people",

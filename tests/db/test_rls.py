@@ -159,6 +159,7 @@ ROLLUPS = {
     "run_outs",
     "stricter",
     "sum_wallets",
+    "hasty_figures",
     "hasty_hours",
     "hasty_peaks",
     "hasty_people",
@@ -231,7 +232,7 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute("insert into ai_token_usage_hasty values (now(), %s, gen_random_uuid())", NOBODY)
     owner.execute(
         "insert into ai_token_usage_bursts"
-        " values (%s, gen_random_uuid(), now(), 1, 1, 1, now(), 1, null, 1)",
+        " values (%s, gen_random_uuid(), 6, now(), 1, 1, 1, now(), 1, null, 1)",
         NOBODY,
     )
     owner.execute(

@@ -32,7 +32,14 @@ class Plain(Reports):
         return ""
 
 
-def write(owner: psycopg.Connection, chance: Random, one: UUID, person: UUID, at: datetime) -> None:
+def write(
+    owner: psycopg.Connection,
+    chance: Random,
+    one: UUID,
+    person: UUID,
+    at: datetime,
+    now: datetime = NOW,
+) -> None:
     """A charge, or a hold and its charge a little later."""
     tokens, hold = chance.randrange(1, 9), None
     if chance.random() < 0.3:
@@ -50,7 +57,7 @@ def write(owner: psycopg.Connection, chance: Random, one: UUID, person: UUID, at
         "insert into ai_token_usage_log (organization_id, user_id, token_type, feature_used,"
         " tokens_deducted, remaining_balance, created_at, reservation_id, held)"
         " values (%s, %s, 'general', 'generate_insight', %s, 0, %s, %s, %s)",
-        (one, person, tokens, min(at, NOW - timedelta(seconds=1)), hold, tokens if hold else 0),
+        (one, person, tokens, min(at, now - timedelta(seconds=1)), hold, tokens if hold else 0),
     )
 
 
@@ -83,7 +90,10 @@ def test_the_hasty_are_those_beyond_the_limits(
     owner.execute(LIMITS, limits)
     closings = sorted(chance.random() * 260 for _ in range(4))
     bursts = sorted(
-        [chance.random() * 280 for _ in range(60)] + [chance.random() for _ in range(6)]
+        [chance.random() * 280 for _ in range(60)]
+        + [chance.random() for _ in range(6)]
+        # Where the windows that are kept begin.
+        + [hours + chance.uniform(-1, 1) for hours in (24, 7 * 24) for _ in range(6)]
     )
     while bursts or closings:
         if not bursts or (closings and closings[-1] > bursts[-1]):
@@ -98,12 +108,12 @@ def test_the_hasty_are_those_beyond_the_limits(
             write(owner, chance, one, person, begun + spread * chance.random() * HOUR / 3600)
     token_clock.set(NOW)
 
-    def same() -> int:
+    def same(now: datetime = NOW) -> int:
         total = 0
         for hours in WINDOWS:
-            for until in (NOW, NOW - hours / 3 * HOUR):
-                found = Reports(tokens.database).abuse(NOW - hours * HOUR, until)
-                plain = Plain(tokens.database).abuse(NOW - hours * HOUR, until)
+            for until in (now, now - hours / 3 * HOUR):
+                found = Reports(tokens.database).abuse(now - hours * HOUR, until)
+                plain = Plain(tokens.database).abuse(now - hours * HOUR, until)
                 assert found == plain, (hours, until)
                 total += found.total
         return total
@@ -123,3 +133,16 @@ def test_the_hasty_are_those_beyond_the_limits(
     tokens.close_usage()
     tokens.close_usage()
     assert same() == before
+    # What came since, and what left the windows, moves those alone who asked for it.
+    for minutes in (1, 11, 30, 57):
+        since, now = token_clock.now(), NOW + minutes * HOUR / 60
+        token_clock.set(now)
+        for one, person in chance.sample(people, 5):
+            for _ in range(chance.randrange(1, 5)):
+                at = since + chance.random() * (now - since)
+                write(owner, chance, one, person, at, now)
+        assert same(now) > 0
+        one = people[minutes % 3][0]
+        window = now - 24 * HOUR, now
+        found = Reports(tokens.database).abuse(*window, organization_id=one)
+        assert found == Plain(tokens.database).abuse(*window, organization_id=one)

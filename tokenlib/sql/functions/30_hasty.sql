@@ -10,12 +10,16 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- Whole hours (UTC) from p_from on, up to p_to, in which somebody was hasty enough: what any 60 minutes or
--- 60 seconds have too much of lies in two such hours, so one of them has more than half of it.
+-- 60 seconds have too much of lies in two such hours, so one of them has more than half of it. Of these
+-- people, or (null) of everybody.
 create function tokenlib.hasty_hours(
-    p_from timestamptz, p_to timestamptz, p_limits numeric[], p_organization uuid
+    p_from timestamptz, p_to timestamptz, p_limits numeric[], p_organization uuid,
+    p_organizations uuid[], p_users uuid[]
 ) returns table (hour timestamptz, organization_id uuid, user_id uuid)
 language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
+declare
+    v_from timestamptz := p_from - coalesce(p_limits[1], 0)::float8 * interval '1 second';
 begin
     return query
     select date_bin('1 hour', r.at, '2000-01-01 00:00Z'), r.organization_id, r.user_id
@@ -28,15 +32,28 @@ begin
                 case when reservation_id is null then tokens_deducted + tokens_waived else 0 end
                     as asked
             from public.ai_token_usage_log
-            where created_at >= p_from - coalesce(p_limits[1], 0)::float8 * interval '1 second'
-                and created_at < p_to and user_id is not null
+            where p_users is null and created_at >= v_from and created_at < p_to
+                and user_id is not null
                 and (p_organization is null or organization_id = p_organization)
             union all
             select organization_id, user_id, created_at, true, 0, tokens + waived
             from public.ai_token_reservations
-            where created_at >= p_from - coalesce(p_limits[1], 0)::float8 * interval '1 second'
-                and created_at < p_to
+            where p_users is null and created_at >= v_from and created_at < p_to
                 and (p_organization is null or organization_id = p_organization)
+            union all
+            select p.organization_id, p.user_id, q.*
+            from unnest(p_organizations, p_users) as p (organization_id, user_id)
+            cross join lateral (
+                select created_at, reservation_id is null, tokens_deducted,
+                    case when reservation_id is null then tokens_deducted + tokens_waived else 0 end
+                from public.ai_token_usage_log
+                where organization_id = p.organization_id and user_id = p.user_id
+                    and created_at >= v_from and created_at < p_to
+                union all
+                select created_at, true, 0, tokens + waived
+                from public.ai_token_reservations
+                where organization_id = p.organization_id and user_id = p.user_id
+                    and created_at >= v_from and created_at < p_to offset 0) as q
         ) as requests
     ) as r
     where r.at >= p_from
@@ -67,12 +84,26 @@ begin
     end if;
     insert into public.ai_token_usage_hasty (hour, organization_id, user_id)
     select * from tokenlib.hasty_hours(date_bin('1 hour', c.hasty_to, '2000-01-01 00:00Z'), p_to,
-        c.hasty_limits, null)
+        c.hasty_limits, null, null, null)
     on conflict do nothing;
     delete from public.ai_token_usage_hasty where hour < v_first;
     perform tokenlib.fold_bursts(v_first, c.hasty_to, p_to);
     update public.ai_token_usage_closed set hasty_from = greatest(c.hasty_from, v_first),
         hasty_to = p_to, hasty_limits = c.hasty_limits;
+    -- All of the last 24 hours and 7 days, too.
+    delete from public.ai_token_usage_bursts where hours > 6;
+    insert into public.ai_token_usage_bursts (organization_id, user_id, hours, start, requests,
+        tokens, peak_hour_tokens, peak_hour_until, peak_minute_requests, shortest_gap,
+        largest_request, first_at, last_at)
+    select f.organization_id, f.user_id, d.hours, p_to - d.hours * interval '1 hour', f.requests,
+        f.tokens, f.peak_hour_tokens, f.peak_hour_until, f.peak_minute_requests, f.shortest_gap,
+        f.largest_request, f.first_at, f.before_at
+    from unnest(array[24, 168]) as d (hours)
+    cross join lateral (
+        select array_agg(organization_id) as organizations, array_agg(user_id) as users
+        from tokenlib.hasty_people(p_to - d.hours * interval '1 hour', p_to, null)) as p
+    cross join lateral tokenlib.hasty_figures(p.organizations, p.users,
+        p_to - d.hours * interval '1 hour', p_to) as f;
 end
 $$;
 
@@ -126,22 +157,23 @@ begin
     p_from := greatest(p_first, date_bin('6 hours', p_from, '2000-01-01 00:00Z'));
     if p_from < v_until then
         delete from public.ai_token_usage_bursts b
-        where start < p_first or not exists (select from public.ai_token_usage_hasty h
-            where h.organization_id = b.organization_id and h.user_id = b.user_id);
+        where hours = 6 and (start < p_first or not exists (select from public.ai_token_usage_hasty h
+            where h.organization_id = b.organization_id and h.user_id = b.user_id));
     end if;
     for v_since, v_organizations, v_users in
         select case when known then p_from else p_first end, array_agg(organization_id),
             array_agg(user_id)
         from (
             select organization_id, user_id, exists (select from public.ai_token_usage_bursts b
-                where b.organization_id = h.organization_id and b.user_id = h.user_id) as known
+                where b.organization_id = h.organization_id and b.user_id = h.user_id
+                    and b.hours = 6) as known
             from (select distinct organization_id, user_id from public.ai_token_usage_hasty) as h
         ) as people
         group by 1
     loop
         continue when v_since >= v_until;
         insert into public.ai_token_usage_bursts
-        select organization_id, user_id, start, count(request_at), sum(tokens), max(hour_tokens),
+        select organization_id, user_id, 6, start, count(request_at), sum(tokens), max(hour_tokens),
             (array_agg(at order by hour_tokens desc, at))[1], max(minute_requests), min(gap),
             max(asked), min(request_at), max(request_at)
         from (
@@ -152,7 +184,7 @@ begin
                 select *, date_bin('6 hours', at, '2000-01-01 00:00Z') as start
                 from tokenlib.rolling_requests(v_organizations, v_users, v_since, v_until)
                 where counted) as counted) as spaced
-        group by 1, 2, 3;
+        group by 1, 2, 4;
     end loop;
 end
 $$;
@@ -191,21 +223,23 @@ begin
         and (p_organization is null or organization_id = p_organization)
     union
     select organization_id, user_id
-    from tokenlib.hasty_hours(v_since, v_kept, v_limits, p_organization)
+    from tokenlib.hasty_hours(v_since, v_kept, v_limits, p_organization, null, null)
     where v_since < v_kept
     union
     select organization_id, user_id
-    from tokenlib.hasty_hours(v_last, p_until, v_limits, p_organization)
+    from tokenlib.hasty_hours(v_last, p_until, v_limits, p_organization, null, null)
     where v_last < p_until;
 end
 $$;
 
--- What these did in the window, and their peaks in it: from the whole blocks that are kept, and from the
--- rows of each edge.
-create function tokenlib.hasty_peaks(p_since timestamptz, p_until timestamptz, p_organization uuid)
-returns table (organization_id uuid, user_id uuid, requests bigint, tokens bigint,
+-- What people did in a window, and their peaks in it: of who was hasty from the whole blocks that are kept,
+-- and from the rows of each edge. shortest_gap is between two requests of the window; the last one before
+-- it, if that was within an hour, is before_at.
+create function tokenlib.hasty_figures(
+    p_organizations uuid[], p_users uuid[], p_since timestamptz, p_until timestamptz
+) returns table (organization_id uuid, user_id uuid, requests bigint, tokens bigint,
     peak_hour_tokens bigint, peak_hour_until timestamptz, peak_minute_requests bigint,
-    shortest_gap float8, largest_request bigint)
+    shortest_gap interval, largest_request bigint, first_at timestamptz, before_at timestamptz)
 language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
 #variable_conflict use_column
 declare
@@ -228,10 +262,10 @@ begin
     from (
         select *, v_lo < v_hi and (organization_id, user_id) in (
             select organization_id, user_id from public.ai_token_usage_hasty) is true as kept
-        from tokenlib.hasty_people(p_since, p_until, p_organization)) as people;
+        from unnest(p_organizations, p_users) as p (organization_id, user_id)) as people;
     return query
     with parts as (
-        select *, request_at as first_at, request_at as last_at, null::interval as gap, at as until,
+        select *, request_at as begun_at, request_at as ended_at, null::interval as gap, at as until,
             case when request_at is null then 0 else 1 end as requests
         from (
             select * from tokenlib.rolling_requests(v_others, v_other_users, p_since, p_until)
@@ -239,6 +273,7 @@ begin
             select * from tokenlib.rolling_requests(v_kept, v_kept_users, p_since, v_lo)
             union all
             select * from tokenlib.rolling_requests(v_kept, v_kept_users, v_hi, p_until)) as rolling
+        where counted or at < p_since -- not the hour before v_hi
         union all
         select b.organization_id, b.user_id, b.start, true, null, b.tokens, b.largest_request,
             b.peak_hour_tokens, b.peak_minute_requests, b.first_at, b.last_at, b.shortest_gap,
@@ -246,17 +281,98 @@ begin
         from unnest(v_kept, v_kept_users) as k (organization_id, user_id)
         join public.ai_token_usage_bursts b
             on b.organization_id = k.organization_id and b.user_id = k.user_id
-        where b.start >= v_lo and b.start < v_hi
+        where b.hours = 6 and b.start >= v_lo and b.start < v_hi
     ), spaced as (
-        select *, least(gap, first_at - max(last_at) over (partition by organization_id, user_id
+        select *, least(gap, begun_at - max(ended_at) filter (where counted) over (
+            partition by organization_id, user_id
             order by at rows between unbounded preceding and 1 preceding)) as shortest
         from parts
     )
-    select organization_id, user_id, sum(requests)::bigint, sum(tokens)::bigint, max(hour_tokens),
-        (array_agg(until order by hour_tokens desc, until))[1], max(minute_requests),
-        extract(epoch from min(shortest))::float8, max(asked)
+    select organization_id, user_id, (sum(requests) filter (where counted))::bigint,
+        (sum(tokens) filter (where counted))::bigint, max(hour_tokens) filter (where counted),
+        (array_agg(until order by hour_tokens desc, until) filter (where counted))[1],
+        max(minute_requests) filter (where counted), min(shortest) filter (where counted),
+        max(asked) filter (where counted), min(begun_at) filter (where counted),
+        max(ended_at) filter (where not counted)
     from spaced
-    where counted
-    group by 1, 2;
+    group by 1, 2
+    having bool_or(counted);
+end
+$$;
+
+-- The same of all who may have gone beyond a limit in the window. Of the last 24 hours and 7 days it is
+-- kept how they stood at the last closing: whoever asked for nothing at an edge since stands so still.
+create function tokenlib.hasty_peaks(p_since timestamptz, p_until timestamptz, p_organization uuid)
+returns table (organization_id uuid, user_id uuid, requests bigint, tokens bigint,
+    peak_hour_tokens bigint, peak_hour_until timestamptz, peak_minute_requests bigint,
+    shortest_gap float8, largest_request bigint)
+language plpgsql stable rows 100 set search_path = pg_catalog, pg_temp set plan_cache_mode = force_custom_plan as $$
+#variable_conflict use_column
+declare
+    c public.ai_token_usage_closed;
+    v_hours integer := extract(epoch from p_until - p_since) / 3600;
+    v_limits numeric[] := tokenlib.least_limits();
+    v_organizations uuid[];
+    v_users uuid[];
+begin
+    select * into c from public.ai_token_usage_closed;
+    if c.hasty_to is null or tokenlib.stricter(v_limits, c.hasty_limits)
+        or not (v_hours in (24, 168) and p_since = p_until - v_hours * interval '1 hour'
+            and c.hasty_to between p_until - interval '1 hour' and p_until) then
+        v_hours := null;
+        select array_agg(organization_id), array_agg(user_id) into v_organizations, v_users
+        from tokenlib.hasty_people(p_since, p_until, p_organization);
+    else
+        with edges as materialized (
+            select organization_id, user_id, bool_or(at >= c.hasty_to) as entered
+            from (
+                select organization_id, user_id, created_at as at
+                from public.ai_token_usage_log
+                where created_at >= c.hasty_to - v_hours * interval '1 hour' and created_at < p_since
+                    and user_id is not null
+                union all
+                select organization_id, user_id, created_at from public.ai_token_usage_log
+                where created_at >= c.hasty_to and created_at < p_until and user_id is not null
+                union all
+                select organization_id, user_id, created_at from public.ai_token_reservations
+                where created_at >= c.hasty_to - v_hours * interval '1 hour' and created_at < p_since
+                union all
+                select organization_id, user_id, created_at from public.ai_token_reservations
+                where created_at >= c.hasty_to and created_at < p_until) as requests
+            where p_organization is null or organization_id = p_organization
+            group by 1, 2
+        ), entered as (
+            select array_agg(organization_id) as organizations, array_agg(user_id) as users
+            from edges where entered
+        ), moved as (
+            select e.organization_id, e.user_id from edges e
+            join public.ai_token_usage_bursts b on b.organization_id = e.organization_id
+                and b.user_id = e.user_id and b.hours = v_hours
+            union
+            select h.organization_id, h.user_id
+            from entered e
+            cross join lateral tokenlib.hasty_hours(
+                date_bin('1 hour', c.hasty_to, '2000-01-01 00:00Z'), p_until, v_limits, null,
+                coalesce(e.organizations, '{}'), coalesce(e.users, '{}')) as h
+        )
+        select array_agg(organization_id), array_agg(user_id) into v_organizations, v_users
+        from moved;
+    end if;
+    return query
+    select f.organization_id, f.user_id, f.requests, f.tokens, f.peak_hour_tokens,
+        f.peak_hour_until, f.peak_minute_requests,
+        extract(epoch from least(f.shortest_gap, case when f.before_at >= p_since - interval '1 hour'
+            then f.first_at - f.before_at end))::float8, f.largest_request
+    from (
+        select organization_id, user_id, requests, tokens, peak_hour_tokens, peak_hour_until,
+            peak_minute_requests, shortest_gap, largest_request, first_at, before_at
+        from tokenlib.hasty_figures(v_organizations, v_users, p_since, p_until)
+        union all
+        select organization_id, user_id, requests, tokens, peak_hour_tokens, peak_hour_until,
+            peak_minute_requests, shortest_gap, largest_request, first_at, last_at
+        from public.ai_token_usage_bursts
+        where hours = v_hours and (p_organization is null or organization_id = p_organization)
+            and (organization_id, user_id) not in (
+                select * from unnest(v_organizations, v_users))) as f;
 end
 $$;

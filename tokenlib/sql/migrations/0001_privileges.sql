@@ -157,7 +157,7 @@ begin
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars',
             'usage_parts', 'whole_scope', 'scoped_organizations', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',
             'usage_wallet', 'plans_changed', 'least_limits', 'stricter', 'hasty_hours',
-            'hasty_people', 'hasty_peaks', 'rolling_requests', 'cost_states', 'cost_effects',
+            'hasty_people', 'hasty_figures', 'hasty_peaks', 'rolling_requests', 'cost_states', 'cost_effects',
             'window_edges', 'refused_edges', 'refused_moves', 'refused_by_rule', 'refused_most') then
             execute format('grant execute on function %s to tokenlib_service, tokenlib_reader',
                 v_function.signature);

@@ -663,10 +663,11 @@ create table public.ai_token_usage_hasty (
 );
 
 -- What these people did in each block of six hours, with the hour, minute and gap that were the worst of
--- those that end in it.
+-- those that end in it; and in the last 24 and 168 hours.
 create table public.ai_token_usage_bursts (
     organization_id uuid not null,
     user_id uuid not null,
+    hours smallint not null,
     start timestamptz not null,
     requests bigint not null,
     tokens bigint not null,
@@ -676,9 +677,10 @@ create table public.ai_token_usage_bursts (
     shortest_gap interval,                     -- between two requests of the block
     largest_request bigint not null,
     first_at timestamptz,                      -- of its requests
-    last_at timestamptz,
-    primary key (organization_id, user_id, start)
+    last_at timestamptz,                       -- where the end moves: the last one before it
+    primary key (organization_id, user_id, hours, start)
 );
+create index bursts_of_windows on public.ai_token_usage_bursts (hours) where hours > 6;
 
 -- When each organization was last charged, before closed_to, and the plan that its use is counted to in
 -- the sums: what it has now may differ, and the sums follow later.
