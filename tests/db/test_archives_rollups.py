@@ -26,6 +26,7 @@ TABLES = {
     "usage_windows": "*",
     "usage_pace": "*",
     "usage_costs": "*",
+    "usage_cost_sums": "*",
     "usage_days": "*",
     "usage_active": "days, at, change, active",
     "usage_seen": "*",

@@ -53,6 +53,7 @@ INTERNAL = {
     "ai_token_usage_active",
     "ai_token_usage_closed",
     "ai_token_usage_costs",
+    "ai_token_usage_cost_sums",
     "ai_token_usage_days",
     "ai_token_usage_bursts",
     "ai_token_usage_hasty",
@@ -228,6 +229,7 @@ def filled(tokens: Tokens, join: Join, owner: psycopg.Connection) -> tuple[Perso
     owner.execute(
         "insert into ai_token_usage_costs values (%s, 'general', '', 1, 1, 1, 1, 1, 1, 1)", NOBODY
     )
+    owner.execute("insert into ai_token_usage_cost_sums values ('', 0, 1, 1, 1)")
     owner.execute("insert into ai_token_usage_days values (%s, now(), 1, now(), now())", NOBODY)
     owner.execute("insert into ai_token_usage_hasty values (now(), %s, gen_random_uuid())", NOBODY)
     owner.execute(

@@ -296,6 +296,7 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
                 "",
                 "1, 2, 3",
             ),
+            ("usage_cost_sums", "*", "", "1, 2"),
             ("usage_days", "*", "", "1, 2"),
             ("usage_active", "*", "where change <> 0", "1, 2"),
             ("refusal_sums", "*", "", "1"),

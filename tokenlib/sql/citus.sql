@@ -92,7 +92,7 @@ declare
         'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
         'ai_token_usage_pace', 'ai_token_usage_days', 'ai_token_usage_hasty', 'ai_token_usage_bursts', 'ai_token_usage_costs', 'ai_token_wallet_sums', 'ai_token_refusal_sums',
-        'ai_token_refusal_windows', 'ai_token_refusal_rules', 'ai_token_refusal_seen',
+        'ai_token_usage_cost_sums', 'ai_token_refusal_windows', 'ai_token_refusal_rules', 'ai_token_refusal_seen',
         'tokenlib_signed_out'];
     v_table text;
     v_forced boolean;

@@ -375,6 +375,7 @@ begin
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_costs;
+    delete from public.ai_token_usage_cost_sums;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_usage_active
     where v_keep is null or at > v_keep + days * interval '24 hours';

@@ -80,6 +80,7 @@ begin
     delete from public.ai_token_usage_windows;
     delete from public.ai_token_usage_pace;
     delete from public.ai_token_usage_costs;
+    delete from public.ai_token_usage_cost_sums;
     delete from public.ai_token_usage_days;
     delete from public.ai_token_refusal_windows;
     delete from public.ai_token_refusal_rules;

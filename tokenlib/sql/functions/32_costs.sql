@@ -112,24 +112,63 @@ set plan_cache_mode = force_custom_plan as $$
 begin
     if date_bin('24 hours', p_from, '2000-01-01 00:00Z')
         = date_bin('24 hours', p_to, '2000-01-01 00:00Z') then
-        insert into public.ai_token_usage_costs as c
-        select * from tokenlib.cost_states(p_from, p_to, null)
-        on conflict (organization_id, token_type, feature) do update set uses = excluded.uses,
-            units = excluded.units, tokens = excluded.tokens,
-            period_units = excluded.period_units, period_tokens = excluded.period_tokens,
-            lowest = excluded.lowest, runs_out_from = excluded.runs_out_from
-        where c is distinct from excluded;
+        with states as materialized (
+            select * from tokenlib.cost_states(p_from, p_to, null)
+        ), kept as (
+            insert into public.ai_token_usage_costs as c
+            select * from states
+            on conflict (organization_id, token_type, feature) do update set uses = excluded.uses,
+                units = excluded.units, tokens = excluded.tokens,
+                period_units = excluded.period_units, period_tokens = excluded.period_tokens,
+                lowest = excluded.lowest, runs_out_from = excluded.runs_out_from
+            where c is distinct from excluded
+        ), moved as materialized (
+            -- In each organization: what was kept of it, and what stands instead.
+            select c.organization_id, c.feature, c.units, c.tokens, c.runs_out_from, true as before,
+                (c.organization_id, c.token_type, c.feature) not in (
+                    select organization_id, token_type, feature from states) as after
+            from (select distinct organization_id, feature from states) as o
+            join public.ai_token_usage_costs c
+                on c.organization_id = o.organization_id and c.feature = o.feature
+            union all
+            select organization_id, feature, units, tokens, runs_out_from, false, true from states
+        ), changes as (
+            select -1 as sign, feature, coalesce(min(runs_out_from), 0) as runs_out_from,
+                sum(units) as units, sum(tokens) as tokens
+            from moved where before group by organization_id, feature
+            union all
+            select 1, feature, coalesce(min(runs_out_from), 0), sum(units), sum(tokens)
+            from moved where after group by organization_id, feature
+        )
+        insert into public.ai_token_usage_cost_sums as s
+            (feature, runs_out_from, organizations, units, tokens)
+        select feature, runs_out_from, sum(sign), sum(sign * units), sum(sign * tokens)
+        from changes
+        group by 1, 2
+        on conflict (feature, runs_out_from) do update
+            set organizations = s.organizations + excluded.organizations,
+                units = s.units + excluded.units, tokens = s.tokens + excluded.tokens;
+        delete from public.ai_token_usage_cost_sums where organizations = 0;
     else
         delete from public.ai_token_usage_costs;
+        delete from public.ai_token_usage_cost_sums;
         insert into public.ai_token_usage_costs
         select * from tokenlib.cost_states(
             date_bin('24 hours', p_to, '2000-01-01 00:00Z') - interval '720 hours', p_to, null);
+        insert into public.ai_token_usage_cost_sums
+        select feature, runs_out_from, count(*), sum(units), sum(tokens)
+        from (
+            select feature, coalesce(min(runs_out_from), 0) as runs_out_from, sum(units) as units,
+                sum(tokens) as tokens
+            from public.ai_token_usage_costs
+            group by organization_id, feature) as each
+        group by 1, 2;
     end if;
 end
 $$;
 
 -- The first organizations of those who used a feature, in the order of the wallet that would run out
--- at the lowest cost; and all of them together.
+-- at the lowest cost; and all of them together. Who has an entry since the closing is computed anew.
 create function tokenlib.cost_effects(p_feature text, p_cost bigint, p_limit bigint)
 returns table (since timestamptz, place bigint, organization_id uuid, uses bigint, units bigint,
     tokens bigint, runs_out_from bigint, used_by bigint, run_outs bigint, all_units bigint,
@@ -146,13 +185,11 @@ begin
     return query
     with moved as materialized (
         select * from tokenlib.cost_states(coalesce(v_to, v_since), v_now, p_feature)
-    ), kept as not materialized (
-        select * from public.ai_token_usage_costs c
-        where v_to is not null and c.feature = p_feature
-            and (c.organization_id, c.token_type) not in (
-                select organization_id, token_type from moved)
     ), first as (
-        (select organization_id, token_type, units, runs_out_from from kept
+        (select organization_id, token_type, units, runs_out_from
+        from public.ai_token_usage_costs c
+        where v_to is not null and feature = p_feature
+            and (organization_id, token_type) not in (select organization_id, token_type from moved)
         order by runs_out_from, units desc, organization_id, token_type
         limit p_limit * (select count(*) from public.ai_token_types)) -- each of an organization
         union all
@@ -164,31 +201,37 @@ begin
         group by 1
         order by 2
         limit p_limit
-    ), effects as (
-        select organization_id, sum(units) as units, sum(tokens) as tokens,
-            min(runs_out_from) as runs_out_from
-        from (
-            select organization_id, units, tokens, runs_out_from from kept
-            union all
-            select organization_id, units, tokens, runs_out_from from moved) as each
-        group by organization_id
+    ), wallets as materialized (
+        -- Of the page and of who moved: what was kept, and what stands instead.
+        select c.organization_id, c.uses, c.units, c.tokens, c.runs_out_from, true as before,
+            (c.organization_id, c.token_type) not in (
+                select organization_id, token_type from moved) as after
+        from (select organization_id from page union select organization_id from moved) as o
+        join public.ai_token_usage_costs c on c.organization_id = o.organization_id
+        where v_to is not null and c.feature = p_feature
+        union all
+        select organization_id, uses, units, tokens, runs_out_from, false, true from moved
+    ), effects as materialized (
+        select organization_id, sum(uses)::bigint as uses, sum(units)::bigint as units,
+            sum(tokens)::bigint as tokens, min(runs_out_from) as runs_out_from
+        from wallets where after group by 1
     ), altogether as (
-        select count(*) as used_by, count(*) filter (where runs_out_from <= p_cost) as run_outs,
+        select coalesce(sum(organizations), 0)::bigint as used_by,
+            coalesce(sum(organizations) filter (where runs_out_from <= p_cost), 0)::bigint as run_outs,
             sum(units)::bigint as units, sum(tokens)::bigint as tokens
-        from effects
+        from (
+            select nullif(runs_out_from, 0) as runs_out_from, organizations, units, tokens
+            from public.ai_token_usage_cost_sums where v_to is not null and feature = p_feature
+            union all
+            select min(runs_out_from), -1, -sum(units), -sum(tokens)
+            from wallets where before group by organization_id
+            union all
+            select runs_out_from, 1, units, tokens from effects) as each
     )
-    select v_since, p.place, p.organization_id, w.uses, w.units, w.tokens, w.runs_out_from,
+    select v_since, p.place, p.organization_id, e.uses, e.units, e.tokens, e.runs_out_from,
         t.used_by, t.run_outs, t.units, t.tokens
     from altogether t
     left join page p on true
-    left join lateral (
-        select sum(uses)::bigint as uses, sum(units)::bigint as units, sum(tokens)::bigint as tokens,
-            min(runs_out_from) as runs_out_from
-        from (
-            select uses, units, tokens, runs_out_from from kept
-            where organization_id = p.organization_id
-            union all
-            select uses, units, tokens, runs_out_from from moved
-            where organization_id = p.organization_id) as each) as w on true;
+    left join effects e on e.organization_id = p.organization_id;
 end
 $$;

@@ -11,7 +11,7 @@ drop table public.ai_token_verifications, public.ai_token_latencies, public.ai_t
     public.ai_token_usage_windows, public.ai_token_usage_active, public.ai_token_usage_seen,
     public.ai_token_usage_pace, public.ai_token_usage_days,
     public.ai_token_usage_hasty, public.ai_token_usage_bursts, public.ai_token_usage_costs, public.ai_token_wallet_sums,
-    public.ai_token_refusal_sums, public.ai_token_refusal_windows, public.ai_token_refusal_rules,
+    public.ai_token_usage_cost_sums, public.ai_token_refusal_sums, public.ai_token_refusal_windows, public.ai_token_refusal_rules,
     public.ai_token_refusal_seen,
     public.ai_token_archived_keys cascade;
 do $$

@@ -59,7 +59,7 @@ declare
         'ai_token_api_requests', 'ai_token_usage_closed', 'ai_token_usage_sums', 'ai_token_usage_kept',
         'ai_token_usage_windows', 'ai_token_usage_active', 'ai_token_usage_seen',
         'ai_token_usage_pace', 'ai_token_usage_days', 'ai_token_usage_hasty', 'ai_token_usage_bursts', 'ai_token_usage_costs', 'ai_token_wallet_sums', 'ai_token_refusal_sums',
-        'ai_token_refusal_windows', 'ai_token_refusal_rules', 'ai_token_refusal_seen',
+        'ai_token_usage_cost_sums', 'ai_token_refusal_windows', 'ai_token_refusal_rules', 'ai_token_refusal_seen',
         'ai_token_archived_keys'];
     v_host text[] := array['organizations', 'user_profiles'];
     -- Default privileges may have given everything to these; TRUNCATE would pass the policies by.

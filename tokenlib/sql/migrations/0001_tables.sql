@@ -572,6 +572,17 @@ create table public.ai_token_usage_costs (
 create index costs_by_feature on public.ai_token_usage_costs
     (feature, runs_out_from, units desc, organization_id, token_type) include (tokens);
 
+-- The same of all organizations that used a feature, by the lowest cost at which one of their wallets would
+-- have run out; 0: at none.
+create table public.ai_token_usage_cost_sums (
+    feature text not null,
+    runs_out_from bigint not null,
+    organizations bigint not null,
+    units bigint not null,
+    tokens bigint not null,
+    primary key (feature, runs_out_from)
+);
+
 -- Refusals since the beginning, as they stood at `at`, in steps of five minutes with any.
 create table public.ai_token_refusal_sums (
     at timestamptz primary key,
