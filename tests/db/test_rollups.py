@@ -296,7 +296,12 @@ def contents(owner: psycopg.Connection) -> dict[str, list[Any]]:
                 "",
                 "1, 2, 3",
             ),
-            ("usage_cost_sums", "*", "", "1, 2"),
+            (
+                "usage_cost_sums",
+                "feature, sum(organizations), sum(units), sum(tokens)",
+                "group by 1",
+                "1",
+            ),
             ("usage_days", "*", "", "1, 2"),
             ("usage_active", "*", "where change <> 0", "1, 2"),
             ("refusal_sums", "*", "", "1"),

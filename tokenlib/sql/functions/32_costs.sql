@@ -128,8 +128,9 @@ begin
                 (c.organization_id, c.token_type, c.feature) not in (
                     select organization_id, token_type, feature from states) as after
             from (select distinct organization_id, feature from states) as o
-            join public.ai_token_usage_costs c
-                on c.organization_id = o.organization_id and c.feature = o.feature
+            cross join lateral (
+                select * from public.ai_token_usage_costs
+                where organization_id = o.organization_id and feature = o.feature offset 0) as c
             union all
             select organization_id, feature, units, tokens, runs_out_from, false, true from states
         ), changes as (
@@ -207,8 +208,10 @@ begin
             (c.organization_id, c.token_type) not in (
                 select organization_id, token_type from moved) as after
         from (select organization_id from page union select organization_id from moved) as o
-        join public.ai_token_usage_costs c on c.organization_id = o.organization_id
-        where v_to is not null and c.feature = p_feature
+        cross join lateral (
+            select * from public.ai_token_usage_costs
+            where v_to is not null and organization_id = o.organization_id
+                and feature = p_feature offset 0) as c
         union all
         select organization_id, uses, units, tokens, runs_out_from, false, true from moved
     ), effects as materialized (

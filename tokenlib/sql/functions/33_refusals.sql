@@ -77,10 +77,12 @@ begin
         select w.days, w.rule, coalesce(sum(w.sign) filter (where not w.person), 0) as organizations,
             coalesce(sum(w.sign) filter (where w.person), 0) as users
         from who w
-        left join public.ai_token_refusal_seen n
-            on n.rule = w.rule and n.person = w.person and n.id = w.id
-        where n.id is null or n.last_at
-            < case w.sign when 1 then p_from else p_to end - w.days * interval '24 hours'
+        where (
+            -- Each looked up by itself: joined, the planner may read all that were ever seen.
+            select n.last_at from public.ai_token_refusal_seen n
+            where n.rule = w.rule and n.person = w.person and n.id = w.id)
+            >= case w.sign when 1 then p_from else p_to end - w.days * interval '24 hours'
+            is not true
         group by 1, 2
     )
     select s.days, s.rule, coalesce(s.refusals, 0)::bigint, coalesce(s.let_through, 0)::bigint,

@@ -6318,8 +6318,9 @@ begin
                 (c.organization_id, c.token_type, c.feature) not in (
                     select organization_id, token_type, feature from states) as after
             from (select distinct organization_id, feature from states) as o
-            join public.ai_token_usage_costs c
-                on c.organization_id = o.organization_id and c.feature = o.feature
+            cross join lateral (
+                select * from public.ai_token_usage_costs
+                where organization_id = o.organization_id and feature = o.feature offset 0) as c
             union all
             select organization_id, feature, units, tokens, runs_out_from, false, true from states
         ), changes as (
@@ -6397,8 +6398,10 @@ begin
             (c.organization_id, c.token_type) not in (
                 select organization_id, token_type from moved) as after
         from (select organization_id from page union select organization_id from moved) as o
-        join public.ai_token_usage_costs c on c.organization_id = o.organization_id
-        where v_to is not null and c.feature = p_feature
+        cross join lateral (
+            select * from public.ai_token_usage_costs
+            where v_to is not null and organization_id = o.organization_id
+                and feature = p_feature offset 0) as c
         union all
         select organization_id, uses, units, tokens, runs_out_from, false, true from moved
     ), effects as materialized (
@@ -6504,10 +6507,12 @@ begin
         select w.days, w.rule, coalesce(sum(w.sign) filter (where not w.person), 0) as organizations,
             coalesce(sum(w.sign) filter (where w.person), 0) as users
         from who w
-        left join public.ai_token_refusal_seen n
-            on n.rule = w.rule and n.person = w.person and n.id = w.id
-        where n.id is null or n.last_at
-            < case w.sign when 1 then p_from else p_to end - w.days * interval '24 hours'
+        where (
+            -- Each looked up by itself: joined, the planner may read all that were ever seen.
+            select n.last_at from public.ai_token_refusal_seen n
+            where n.rule = w.rule and n.person = w.person and n.id = w.id)
+            >= case w.sign when 1 then p_from else p_to end - w.days * interval '24 hours'
+            is not true
         group by 1, 2
     )
     select s.days, s.rule, coalesce(s.refusals, 0)::bigint, coalesce(s.let_through, 0)::bigint,
