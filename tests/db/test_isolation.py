@@ -91,6 +91,7 @@ READING = {
     "usage_raw",
     "usage_wallet",
     "wallets_closed_to",
+    "wallets_moved",
     "whole_scope",
 }
 

@@ -181,6 +181,7 @@ ROLLUPS = {
     "usage_raw",
     "usage_wallet",
     "wallets_closed_to",
+    "wallets_moved",
     "whole_scope",
 }
 MAY_EXECUTE = {

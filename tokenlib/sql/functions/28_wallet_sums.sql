@@ -2,8 +2,28 @@
 -- usage. A wallet changes with an entry and never without one: who has none since the closing stands as
 -- it was kept, and everybody else is computed anew, exactly.
 
--- Who may differ from what was kept at p_from: by an entry since, by charges that left the week which
--- ended then and now ends at p_to, or by books that nobody has opened. p_from null: everybody.
+-- Wallets that may differ from what was kept at p_from: by an entry since, by charges that left the week
+-- which ended then and now ends at p_to, or by books that nobody has opened.
+create function tokenlib.wallets_moved(p_from timestamptz, p_to timestamptz)
+returns table (organization_id uuid, token_type text)
+language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+begin
+    return query
+    select l.organization_id, l.token_type from public.ai_token_usage_log l
+    where l.created_at >= p_from
+    union
+    select e.organization_id, e.token_type from public.ai_token_events e where e.created_at >= p_from
+    union
+    select l.organization_id, l.token_type from public.ai_token_usage_log l
+    where l.created_at >= p_from - interval '168 hours'
+        and l.created_at < p_to - interval '168 hours'
+    union
+    select a.organization_id, a.token_type from public.ai_tokens a where a.due_at = '-infinity';
+end
+$$;
+
+-- The organizations of these; p_from null: everybody.
 create function tokenlib.organizations_moved(p_from timestamptz, p_to timestamptz)
 returns table (organization_id uuid)
 language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
@@ -11,18 +31,9 @@ set plan_cache_mode = force_custom_plan as $$
 begin
     if p_from is null then
         return query select distinct a.organization_id from public.ai_tokens a;
-        return;
+    else
+        return query select distinct w.organization_id from tokenlib.wallets_moved(p_from, p_to) as w;
     end if;
-    return query
-    select l.organization_id from public.ai_token_usage_log l where l.created_at >= p_from
-    union
-    select e.organization_id from public.ai_token_events e where e.created_at >= p_from
-    union
-    select l.organization_id from public.ai_token_usage_log l
-    where l.created_at >= p_from - interval '168 hours'
-        and l.created_at < p_to - interval '168 hours'
-    union
-    select a.organization_id from public.ai_tokens a where a.due_at = '-infinity';
 end
 $$;
 

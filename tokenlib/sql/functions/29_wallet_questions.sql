@@ -49,15 +49,14 @@ set plan_cache_mode = force_custom_plan as $$
 declare
     v_now constant timestamptz := tokenlib.clock();
     v_to timestamptz := tokenlib.wallets_closed_to(v_now);
-    v_ids uuid[];
 begin
     if p_within > interval '365 days' then
         v_to := null; -- more than is kept
     end if;
-    v_ids := case when v_to is not null then array(
-        select organization_id from tokenlib.organizations_moved(v_to, v_now)) end;
     return query
-    with edges as (
+    with touched as materialized (
+        select * from tokenlib.wallets_moved(v_to, v_now) where v_to is not null
+    ), edges as (
         select organization_id, token_type, tokens_deducted as tokens
         from public.ai_token_usage_log
         where created_at >= coalesce(v_to, v_now - interval '168 hours') and created_at < v_now
@@ -67,8 +66,10 @@ begin
         where created_at >= v_to - interval '168 hours'
             and created_at < v_now - interval '168 hours'
         union all
-        select organization_id, token_type, tokens from public.ai_token_usage_pace
-        where v_to is not null and organization_id = any (v_ids)
+        select p.* from touched t
+        cross join lateral (
+            select organization_id, token_type, tokens from public.ai_token_usage_pace
+            where organization_id = t.organization_id and token_type = t.token_type offset 0) as p
     ), moved as materialized (
         select a.organization_id, a.token_type, e.tokens, r.at as run_out_at
         from (
@@ -89,7 +90,8 @@ begin
         where v_to is not null and run_out_in <= p_within
             and balance::numeric * 604800 < tokens * extract(epoch from p_within)
             and (token_type = 'shared' or v_now + run_out_in < refresh_date)
-            and organization_id <> all (v_ids)
+            and (organization_id, token_type) not in (
+                select organization_id, token_type from touched)
     ), first as (
         select * from moved
         union all

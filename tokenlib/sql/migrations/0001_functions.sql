@@ -4909,8 +4909,28 @@ $$;
 -- usage. A wallet changes with an entry and never without one: who has none since the closing stands as
 -- it was kept, and everybody else is computed anew, exactly.
 
--- Who may differ from what was kept at p_from: by an entry since, by charges that left the week which
--- ended then and now ends at p_to, or by books that nobody has opened. p_from null: everybody.
+-- Wallets that may differ from what was kept at p_from: by an entry since, by charges that left the week
+-- which ended then and now ends at p_to, or by books that nobody has opened.
+create function tokenlib.wallets_moved(p_from timestamptz, p_to timestamptz)
+returns table (organization_id uuid, token_type text)
+language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan as $$
+begin
+    return query
+    select l.organization_id, l.token_type from public.ai_token_usage_log l
+    where l.created_at >= p_from
+    union
+    select e.organization_id, e.token_type from public.ai_token_events e where e.created_at >= p_from
+    union
+    select l.organization_id, l.token_type from public.ai_token_usage_log l
+    where l.created_at >= p_from - interval '168 hours'
+        and l.created_at < p_to - interval '168 hours'
+    union
+    select a.organization_id, a.token_type from public.ai_tokens a where a.due_at = '-infinity';
+end
+$$;
+
+-- The organizations of these; p_from null: everybody.
 create function tokenlib.organizations_moved(p_from timestamptz, p_to timestamptz)
 returns table (organization_id uuid)
 language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
@@ -4918,18 +4938,9 @@ set plan_cache_mode = force_custom_plan as $$
 begin
     if p_from is null then
         return query select distinct a.organization_id from public.ai_tokens a;
-        return;
+    else
+        return query select distinct w.organization_id from tokenlib.wallets_moved(p_from, p_to) as w;
     end if;
-    return query
-    select l.organization_id from public.ai_token_usage_log l where l.created_at >= p_from
-    union
-    select e.organization_id from public.ai_token_events e where e.created_at >= p_from
-    union
-    select l.organization_id from public.ai_token_usage_log l
-    where l.created_at >= p_from - interval '168 hours'
-        and l.created_at < p_to - interval '168 hours'
-    union
-    select a.organization_id from public.ai_tokens a where a.due_at = '-infinity';
 end
 $$;
 
@@ -5075,15 +5086,14 @@ set plan_cache_mode = force_custom_plan as $$
 declare
     v_now constant timestamptz := tokenlib.clock();
     v_to timestamptz := tokenlib.wallets_closed_to(v_now);
-    v_ids uuid[];
 begin
     if p_within > interval '365 days' then
         v_to := null; -- more than is kept
     end if;
-    v_ids := case when v_to is not null then array(
-        select organization_id from tokenlib.organizations_moved(v_to, v_now)) end;
     return query
-    with edges as (
+    with touched as materialized (
+        select * from tokenlib.wallets_moved(v_to, v_now) where v_to is not null
+    ), edges as (
         select organization_id, token_type, tokens_deducted as tokens
         from public.ai_token_usage_log
         where created_at >= coalesce(v_to, v_now - interval '168 hours') and created_at < v_now
@@ -5093,8 +5103,10 @@ begin
         where created_at >= v_to - interval '168 hours'
             and created_at < v_now - interval '168 hours'
         union all
-        select organization_id, token_type, tokens from public.ai_token_usage_pace
-        where v_to is not null and organization_id = any (v_ids)
+        select p.* from touched t
+        cross join lateral (
+            select organization_id, token_type, tokens from public.ai_token_usage_pace
+            where organization_id = t.organization_id and token_type = t.token_type offset 0) as p
     ), moved as materialized (
         select a.organization_id, a.token_type, e.tokens, r.at as run_out_at
         from (
@@ -5115,7 +5127,8 @@ begin
         where v_to is not null and run_out_in <= p_within
             and balance::numeric * 604800 < tokens * extract(epoch from p_within)
             and (token_type = 'shared' or v_now + run_out_in < refresh_date)
-            and organization_id <> all (v_ids)
+            and (organization_id, token_type) not in (
+                select organization_id, token_type from touched)
     ), first as (
         select * from moved
         union all

@@ -152,7 +152,7 @@ begin
             execute format('grant execute on function %s to tokenlib_service', v_function.signature);
         end if;
         if v_function.name in ('usage_between', 'usage_bars', 'active_between', 'top_usage', 'organizations_between', 'movers',
-            'refused_between', 'wallets_closed_to', 'organizations_moved', 'sum_wallets', 'run_outs',
+            'refused_between', 'wallets_closed_to', 'organizations_moved', 'wallets_moved', 'sum_wallets', 'run_outs',
             'organizations_by_wallets',
             'usage_closed', 'usage_archived_to', 'usage_edge', 'usage_raw', 'bars',
             'usage_parts', 'whole_scope', 'scoped_organizations', 'usage_organizations', 'usage_persons', 'usage_person', 'usage_plans',

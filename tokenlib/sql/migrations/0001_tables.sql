@@ -537,7 +537,7 @@ create table public.ai_token_usage_pace (
     primary key (organization_id, token_type)
 );
 create index pace_by_run_out on public.ai_token_usage_pace (run_out_in, tokens desc)
-    where run_out_in is not null;
+    include (balance, refresh_date, organization_id, token_type) where run_out_in is not null;
 
 -- The same of all wallets of an organization together: what lists are sorted and narrowed by.
 create table public.ai_token_wallet_sums (
