@@ -2,24 +2,29 @@
 -- usage. A wallet changes with an entry and never without one: who has none since the closing stands as
 -- it was kept, and everybody else is computed anew, exactly.
 
--- Wallets that may differ from what was kept at p_from: by an entry since, by charges that left the week
--- which ended then and now ends at p_to, or by books that nobody has opened.
+-- Wallets that may differ from what was kept at p_from: by charges that left the week which ended then and
+-- now ends at p_to; or (`entered`) by an entry since, or by books that nobody has opened.
 create function tokenlib.wallets_moved(p_from timestamptz, p_to timestamptz)
-returns table (organization_id uuid, token_type text)
+returns table (organization_id uuid, token_type text, entered boolean)
 language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan as $$
 begin
     return query
-    select l.organization_id, l.token_type from public.ai_token_usage_log l
-    where l.created_at >= p_from
-    union
-    select e.organization_id, e.token_type from public.ai_token_events e where e.created_at >= p_from
-    union
-    select l.organization_id, l.token_type from public.ai_token_usage_log l
-    where l.created_at >= p_from - interval '168 hours'
-        and l.created_at < p_to - interval '168 hours'
-    union
-    select a.organization_id, a.token_type from public.ai_tokens a where a.due_at = '-infinity';
+    select m.organization_id, m.token_type, bool_or(m.entered)
+    from (
+        select l.organization_id, l.token_type, true as entered from public.ai_token_usage_log l
+        where l.created_at >= p_from
+        union all
+        select e.organization_id, e.token_type, true from public.ai_token_events e
+        where e.created_at >= p_from
+        union all
+        select l.organization_id, l.token_type, false from public.ai_token_usage_log l
+        where l.created_at >= p_from - interval '168 hours'
+            and l.created_at < p_to - interval '168 hours'
+        union all
+        select a.organization_id, a.token_type, true from public.ai_tokens a
+        where a.due_at = '-infinity') as m
+    group by 1, 2;
 end
 $$;
 

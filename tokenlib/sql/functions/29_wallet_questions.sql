@@ -56,6 +56,15 @@ begin
     return query
     with touched as materialized (
         select * from tokenlib.wallets_moved(v_to, v_now) where v_to is not null
+    ), looked as materialized (
+        -- Who was only charged less in a week lasts longer than it did.
+        select t.organization_id, t.token_type, coalesce(p.tokens, 0) as tokens
+        from touched t
+        left join lateral (
+            select tokens, run_out_in from public.ai_token_usage_pace
+            where organization_id = t.organization_id and token_type = t.token_type offset 0) as p
+            on true
+        where t.entered or p.run_out_in <= p_within
     ), edges as (
         select organization_id, token_type, tokens_deducted as tokens
         from public.ai_token_usage_log
@@ -66,14 +75,13 @@ begin
         where created_at >= v_to - interval '168 hours'
             and created_at < v_now - interval '168 hours'
         union all
-        select p.* from touched t
-        cross join lateral (
-            select organization_id, token_type, tokens from public.ai_token_usage_pace
-            where organization_id = t.organization_id and token_type = t.token_type offset 0) as p
+        select * from looked
     ), moved as materialized (
         select a.organization_id, a.token_type, e.tokens, r.at as run_out_at
         from (
             select organization_id, token_type, sum(tokens) as tokens from edges
+            where v_to is null
+                or (organization_id, token_type) in (select organization_id, token_type from looked)
             group by 1, 2
             having sum(tokens) > 0) as e
         join public.ai_tokens a

@@ -4909,24 +4909,29 @@ $$;
 -- usage. A wallet changes with an entry and never without one: who has none since the closing stands as
 -- it was kept, and everybody else is computed anew, exactly.
 
--- Wallets that may differ from what was kept at p_from: by an entry since, by charges that left the week
--- which ended then and now ends at p_to, or by books that nobody has opened.
+-- Wallets that may differ from what was kept at p_from: by charges that left the week which ended then and
+-- now ends at p_to; or (`entered`) by an entry since, or by books that nobody has opened.
 create function tokenlib.wallets_moved(p_from timestamptz, p_to timestamptz)
-returns table (organization_id uuid, token_type text)
+returns table (organization_id uuid, token_type text, entered boolean)
 language plpgsql stable rows 500 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan as $$
 begin
     return query
-    select l.organization_id, l.token_type from public.ai_token_usage_log l
-    where l.created_at >= p_from
-    union
-    select e.organization_id, e.token_type from public.ai_token_events e where e.created_at >= p_from
-    union
-    select l.organization_id, l.token_type from public.ai_token_usage_log l
-    where l.created_at >= p_from - interval '168 hours'
-        and l.created_at < p_to - interval '168 hours'
-    union
-    select a.organization_id, a.token_type from public.ai_tokens a where a.due_at = '-infinity';
+    select m.organization_id, m.token_type, bool_or(m.entered)
+    from (
+        select l.organization_id, l.token_type, true as entered from public.ai_token_usage_log l
+        where l.created_at >= p_from
+        union all
+        select e.organization_id, e.token_type, true from public.ai_token_events e
+        where e.created_at >= p_from
+        union all
+        select l.organization_id, l.token_type, false from public.ai_token_usage_log l
+        where l.created_at >= p_from - interval '168 hours'
+            and l.created_at < p_to - interval '168 hours'
+        union all
+        select a.organization_id, a.token_type, true from public.ai_tokens a
+        where a.due_at = '-infinity') as m
+    group by 1, 2;
 end
 $$;
 
@@ -5093,6 +5098,15 @@ begin
     return query
     with touched as materialized (
         select * from tokenlib.wallets_moved(v_to, v_now) where v_to is not null
+    ), looked as materialized (
+        -- Who was only charged less in a week lasts longer than it did.
+        select t.organization_id, t.token_type, coalesce(p.tokens, 0) as tokens
+        from touched t
+        left join lateral (
+            select tokens, run_out_in from public.ai_token_usage_pace
+            where organization_id = t.organization_id and token_type = t.token_type offset 0) as p
+            on true
+        where t.entered or p.run_out_in <= p_within
     ), edges as (
         select organization_id, token_type, tokens_deducted as tokens
         from public.ai_token_usage_log
@@ -5103,14 +5117,13 @@ begin
         where created_at >= v_to - interval '168 hours'
             and created_at < v_now - interval '168 hours'
         union all
-        select p.* from touched t
-        cross join lateral (
-            select organization_id, token_type, tokens from public.ai_token_usage_pace
-            where organization_id = t.organization_id and token_type = t.token_type offset 0) as p
+        select * from looked
     ), moved as materialized (
         select a.organization_id, a.token_type, e.tokens, r.at as run_out_at
         from (
             select organization_id, token_type, sum(tokens) as tokens from edges
+            where v_to is null
+                or (organization_id, token_type) in (select organization_id, token_type from looked)
             group by 1, 2
             having sum(tokens) > 0) as e
         join public.ai_tokens a
