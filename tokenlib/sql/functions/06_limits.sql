@@ -189,3 +189,26 @@ begin
     return case when v_count >= p_allowed then v_first + interval '1 minute' end;
 end
 $$;
+
+-- How many requests of a minute a user has left, at a glance that counts up to p_most: none where they
+-- have to wait between two and made one, or where as many as are allowed or counted were made.
+create function tokenlib.requests_left(
+    p_organization uuid, p_user uuid, p_allowed integer, p_seconds numeric, p_now timestamptz,
+    p_most integer
+) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_most constant integer := case when p_seconds > 0 then 1 else least(p_allowed, p_most) end;
+    v_made bigint;
+begin
+    select count(*) into v_made from (
+        (select from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user
+                and created_at > p_now - interval '1 minute' limit v_most)
+        union all
+        (select from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user
+                and created_at > p_now - interval '1 minute' limit v_most)) as made;
+    return case when v_made >= v_most then 0 else least(p_allowed - v_made, v_most) end;
+end
+$$;

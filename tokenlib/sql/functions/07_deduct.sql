@@ -120,22 +120,14 @@ begin
                             where organization_id = p_organization and user_id = p_user
                                 and rule = 'failed_attempt'
                                 and last_at > v_now - interval '10 minutes')
-                        -- Too few were ever made, or in the last minute where few are counted, or
-                        -- none in it.
+                        -- Too few were ever made, or in the last minute.
                         and ((l.seconds_between_requests > 0) is not true
-                            and ((l.requests_per_minute <= (
-                                select sum(log_number + event_number) from public.ai_tokens
-                                where organization_id = p_organization)) is not true
-                                or l.requests_per_minute <= 100
-                                    and tokenlib.minute_full_until(p_organization, p_user,
-                                        l.requests_per_minute, v_now) is null)
-                            or not exists (select from public.ai_token_usage_log
-                                where organization_id = p_organization and user_id = p_user
-                                    and created_at > v_now - interval '1 minute'
-                                    and reservation_id is null)
-                            and not exists (select from public.ai_token_reservations
-                                where organization_id = p_organization and user_id = p_user
-                                    and created_at > v_now - interval '1 minute'))
+                                and (l.requests_per_minute <= (
+                                    select sum(log_number + event_number) from public.ai_tokens
+                                    where organization_id = p_organization)) is not true
+                            or tokenlib.requests_left(p_organization, p_user, l.requests_per_minute,
+                                l.seconds_between_requests, v_now,
+                                case when l.requests_per_minute <= 100 then 100 else 1 end) > 0)
                     from public.ai_token_limits l
                     where l.scope in (p_organization, '00000000-0000-0000-0000-000000000000')
                     order by l.scope desc limit 1))

@@ -2,28 +2,6 @@
 -- are charged here: those to which every rule says yes, by what is seen at a glance. Whatever is not
 -- plain gets no row, and its caller asks tokenlib.deduct alone, which decides and puts on record.
 
--- How many requests of a minute a user has left, at a glance: none where they have to wait between two
--- and made one, and none where there are more than 500 to count.
-create function tokenlib.requests_left(
-    p_organization uuid, p_user uuid, p_allowed integer, p_seconds numeric, p_now timestamptz
-) returns bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-    v_most constant integer := case when p_seconds > 0 then 1 else 500 end;
-    v_made bigint;
-begin
-    select count(*) into v_made from (
-        (select from public.ai_token_usage_log
-            where organization_id = p_organization and user_id = p_user
-                and created_at > p_now - interval '1 minute' limit v_most)
-        union all
-        (select from public.ai_token_reservations
-            where organization_id = p_organization and user_id = p_user
-                and created_at > p_now - interval '1 minute' limit v_most)) as made;
-    return case when v_made >= v_most then 0 else least(p_allowed - v_made, v_most) end;
-end
-$$;
-
 -- The lists go together, by `place`: 1, 2, 3 … in the order of arrival. The answer has a row per charge
 -- that was made, and one that says `locked` where somebody else has the wallet, the person or the key
 -- in hand. p_wait: all are of one organization, and wait for its wallets and people.
@@ -189,7 +167,7 @@ begin
         if r.close then
             continue when (r.seconds_between_requests > 0 and r.member = any (v_counted))
                 or tokenlib.requests_left(r.organization, r.member, r.requests_per_minute,
-                    r.seconds_between_requests, v_now)
+                    r.seconds_between_requests, v_now, 500)
                     <= coalesce(cardinality(array_positions(v_counted, r.member)), 0);
             v_counted := v_counted || r.member;
         end if;

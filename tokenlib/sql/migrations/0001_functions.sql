@@ -1133,6 +1133,29 @@ begin
     return case when v_count >= p_allowed then v_first + interval '1 minute' end;
 end
 $$;
+
+-- How many requests of a minute a user has left, at a glance that counts up to p_most: none where they
+-- have to wait between two and made one, or where as many as are allowed or counted were made.
+create function tokenlib.requests_left(
+    p_organization uuid, p_user uuid, p_allowed integer, p_seconds numeric, p_now timestamptz,
+    p_most integer
+) returns bigint
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+    v_most constant integer := case when p_seconds > 0 then 1 else least(p_allowed, p_most) end;
+    v_made bigint;
+begin
+    select count(*) into v_made from (
+        (select from public.ai_token_usage_log
+            where organization_id = p_organization and user_id = p_user
+                and created_at > p_now - interval '1 minute' limit v_most)
+        union all
+        (select from public.ai_token_reservations
+            where organization_id = p_organization and user_id = p_user
+                and created_at > p_now - interval '1 minute' limit v_most)) as made;
+    return case when v_made >= v_most then 0 else least(p_allowed - v_made, v_most) end;
+end
+$$;
 -- Appends a charge to the log and moves the wallet in hand. p_held: what its reservation held, null
 -- for a direct charge; p_returned: what of it goes back to the balance.
 create function tokenlib.append_usage(
@@ -1255,22 +1278,14 @@ begin
                             where organization_id = p_organization and user_id = p_user
                                 and rule = 'failed_attempt'
                                 and last_at > v_now - interval '10 minutes')
-                        -- Too few were ever made, or in the last minute where few are counted, or
-                        -- none in it.
+                        -- Too few were ever made, or in the last minute.
                         and ((l.seconds_between_requests > 0) is not true
-                            and ((l.requests_per_minute <= (
-                                select sum(log_number + event_number) from public.ai_tokens
-                                where organization_id = p_organization)) is not true
-                                or l.requests_per_minute <= 100
-                                    and tokenlib.minute_full_until(p_organization, p_user,
-                                        l.requests_per_minute, v_now) is null)
-                            or not exists (select from public.ai_token_usage_log
-                                where organization_id = p_organization and user_id = p_user
-                                    and created_at > v_now - interval '1 minute'
-                                    and reservation_id is null)
-                            and not exists (select from public.ai_token_reservations
-                                where organization_id = p_organization and user_id = p_user
-                                    and created_at > v_now - interval '1 minute'))
+                                and (l.requests_per_minute <= (
+                                    select sum(log_number + event_number) from public.ai_tokens
+                                    where organization_id = p_organization)) is not true
+                            or tokenlib.requests_left(p_organization, p_user, l.requests_per_minute,
+                                l.seconds_between_requests, v_now,
+                                case when l.requests_per_minute <= 100 then 100 else 1 end) > 0)
                     from public.ai_token_limits l
                     where l.scope in (p_organization, '00000000-0000-0000-0000-000000000000')
                     order by l.scope desc limit 1))
@@ -4111,28 +4126,6 @@ $$;
 -- are charged here: those to which every rule says yes, by what is seen at a glance. Whatever is not
 -- plain gets no row, and its caller asks tokenlib.deduct alone, which decides and puts on record.
 
--- How many requests of a minute a user has left, at a glance: none where they have to wait between two
--- and made one, and none where there are more than 500 to count.
-create function tokenlib.requests_left(
-    p_organization uuid, p_user uuid, p_allowed integer, p_seconds numeric, p_now timestamptz
-) returns bigint
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-    v_most constant integer := case when p_seconds > 0 then 1 else 500 end;
-    v_made bigint;
-begin
-    select count(*) into v_made from (
-        (select from public.ai_token_usage_log
-            where organization_id = p_organization and user_id = p_user
-                and created_at > p_now - interval '1 minute' limit v_most)
-        union all
-        (select from public.ai_token_reservations
-            where organization_id = p_organization and user_id = p_user
-                and created_at > p_now - interval '1 minute' limit v_most)) as made;
-    return case when v_made >= v_most then 0 else least(p_allowed - v_made, v_most) end;
-end
-$$;
-
 -- The lists go together, by `place`: 1, 2, 3 … in the order of arrival. The answer has a row per charge
 -- that was made, and one that says `locked` where somebody else has the wallet, the person or the key
 -- in hand. p_wait: all are of one organization, and wait for its wallets and people.
@@ -4298,7 +4291,7 @@ begin
         if r.close then
             continue when (r.seconds_between_requests > 0 and r.member = any (v_counted))
                 or tokenlib.requests_left(r.organization, r.member, r.requests_per_minute,
-                    r.seconds_between_requests, v_now)
+                    r.seconds_between_requests, v_now, 500)
                     <= coalesce(cardinality(array_positions(v_counted, r.member)), 0);
             v_counted := v_counted || r.member;
         end if;
