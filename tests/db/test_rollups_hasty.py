@@ -144,5 +144,5 @@ def test_the_hasty_are_those_beyond_the_limits(
         assert same(now) > 0
         one = people[minutes % 3][0]
         window = now - 24 * HOUR, now
-        found = Reports(tokens.database).abuse(*window, organization_id=one)
-        assert found == Plain(tokens.database).abuse(*window, organization_id=one)
+        theirs = Reports(tokens.database).abuse(*window, organization_id=one)
+        assert theirs == Plain(tokens.database).abuse(*window, organization_id=one)
