@@ -231,9 +231,10 @@ begin
             union all
             select runs_out_from, 1, units, tokens from effects) as each
     )
-    select v_since, p.place, p.organization_id, e.uses, e.units, e.tokens, e.runs_out_from,
+    select c.since, p.place, p.organization_id, e.uses, e.units, e.tokens, e.runs_out_from,
         t.used_by, t.run_outs, t.units, t.tokens
-    from altogether t
+    from (values (v_since)) as c (since)
+    left join altogether t on t.used_by > 0
     left join page p on true
     left join effects e on e.organization_id = p.organization_id;
 end
