@@ -56,16 +56,22 @@ def test_spenders_are_what_plain_sql_says(books: Books, zone: str, name: str) ->
         assert chart(app)["tokens"].tolist() == rows["tokens"].tolist()
 
 
-def test_a_trend_shows_whole_days(books: Books) -> None:
+def test_a_trend_shows_days_that_begin_at_full_hours(books: Books) -> None:
+    """What lies between that hour and the window counts to the day before, the end to the last."""
+    since = NOW - timedelta(days=1)
     rows = table(open_page("spenders.py", range="24h"), "trend").set_index("organization")
     for name, trend in rows["trend"].items():
         asked = plain(
             books.database,
-            "select floor(extract(epoch from l.created_at - %s) / 86400),"
+            "select least(floor(extract(epoch from l.created_at - date_trunc('hour', %s)) / 86400),"
+            " case when l.created_at < %s then -1 else 0 end),"
             " sum(tokens_deducted) from ai_token_usage_log l"
-            " join organizations o on o.id = l.organization_id where o.name = %s group by 1",
-            NOW - timedelta(days=1),
+            " join organizations o on o.id = l.organization_id"
+            " where o.name = %s and l.created_at < %s group by 1",
+            since,
+            since,
             name,
+            NOW,
         )
         by_day = {int(day): tokens for day, tokens in asked}
         assert list(trend) == [by_day.get(day, 0) for day in range(-27, 1)]
