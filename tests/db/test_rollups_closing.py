@@ -67,6 +67,29 @@ def test_an_hour_stays_open_while_a_charge_of_it_is_not_committed(
     assert uses(tokens, token_clock) == (1, 1)
 
 
+def test_a_charge_with_the_newest_transaction_id_is_waited_for(
+    token_database: TestDatabase,
+    token_clock: TestClock,
+    tokens: Tokens,
+    noon: object,
+    pro: Person,
+) -> None:
+    """Which no snapshot knows of: nothing that began after it is over."""
+    tokens.close_usage()
+    with token_database.connect() as ahead, token_database.connect() as late:
+        with late.transaction():
+            with ahead.transaction():
+                ahead.execute(
+                    "update tokenlib.test_clock set stopped_at = stopped_at + %s", (2 * STEP,)
+                )
+                charge(late, pro)
+            closed = [tokens.close_usage() for _ in range(3)]
+            assert max(one for one in closed if one) <= token_clock.now() - 2 * STEP
+        assert uses(tokens, token_clock) == (1, 1)
+    assert tokens.close_usage() == token_clock.now() - STEP
+    assert uses(tokens, token_clock) == (1, 1)
+
+
 def test_closing_by_the_clock_alone_would_lose_the_late_charge(
     token_database: TestDatabase,
     token_clock: TestClock,

@@ -269,9 +269,12 @@ declare
     v_from timestamptz;
     v_ready timestamptz;
     v_next timestamptz;
+    v_id xid8;
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'usage is closed in read committed only' using errcode = '25001';
+    if current_setting('transaction_isolation') <> 'read committed'
+        or pg_current_xact_id_if_assigned() is not null then
+        raise exception 'usage is closed in read committed, and first in its transaction'
+            using errcode = '25001';
     end if;
     behind := false;
     -- Which transactions are over a node of Citus knows of itself alone, so nothing can be closed: the
@@ -282,6 +285,11 @@ begin
     if not pg_try_advisory_xact_lock(7305404) then
         return;
     end if;
+    -- In this order: the clock, then an id of our own. Whoever writes has an id before they read the
+    -- clock, so that of whoever read it before us is below ours; the highest of a snapshot is not enough,
+    -- which knows of ids that are over. A minute of the past is left, for a clock that is set back a little.
+    v_next := date_bin('5 minutes', tokenlib.clock() - interval '1 minute', '2000-01-01 00:00Z');
+    v_id := pg_current_xact_id();
     select * into c from public.ai_token_usage_closed;
     if not found then
         insert into public.ai_token_usage_closed default values;
@@ -321,12 +329,9 @@ begin
             c.next_xid := null;
         end if;
     end if;
-    -- In this order, in statements of their own: the clock, then the snapshot. A minute of the past
-    -- is left, for a clock that is set back a little.
-    v_next := date_bin('5 minutes', tokenlib.clock() - interval '1 minute', '2000-01-01 00:00Z');
     if c.next_to is null and (c.closed_to is null or c.closed_to < v_next) then
         c.next_to := v_next;
-        c.next_xid := pg_snapshot_xmax(pg_current_snapshot());
+        c.next_xid := v_id;
     end if;
     update public.ai_token_usage_closed u set closed_to = c.closed_to, windows_to = c.windows_to,
         next_to = c.next_to, next_xid = c.next_xid;
