@@ -1,8 +1,8 @@
 -- The rollups of the log, closed step by step (five minutes) while charges are being written, with
 -- nothing added to a charge. A charge has its transaction id before it reads the clock (it locks its
--- wallet first), and created_at is not before that. So: read the clock, then take a snapshot; every
--- transaction that may still write before that time has an id below the snapshot's end. Once a later
--- snapshot finds all of those over, the time before is closed.
+-- wallet first), and created_at is not before that. So: read the clock, then take an id; every transaction
+-- that may still write before that time has an id below it. Once a later snapshot finds all of those
+-- over, the time before is closed.
 
 -- What an organization is kept under as a whole: as a person would be, of the id that stands for all.
 create function tokenlib.whole_scope(p_organization uuid) returns uuid
@@ -18,8 +18,8 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 
 -- What lies from p_from to p_to by scope, feature, wallet and step. p_kind says what the scopes are: all
--- (one, the zero UUID), plan (every one, as counted), organization, whole or user (those of p_scopes): a whole is an
--- organization without features and wallets.
+-- (one, the zero UUID), plan (every one, as counted), organization, whole or user (those of p_scopes): a
+-- whole is an organization without features and wallets.
 create function tokenlib.usage_steps(
     p_kind text, p_scopes uuid[], p_step interval, p_from timestamptz, p_to timestamptz
 ) returns table (scope uuid, feature text, token_type text, start timestamptz, uses bigint,

@@ -1,7 +1,7 @@
 -- What was used in a window by organization, person, wallet and plan, exact to the row.
 
--- Organizations: those that are kept by their sums, the others row by row. Without p_features all features and
--- wallets of one in one, with empty names.
+-- Organizations: those that are kept by their sums, the others row by row. Without p_features all
+-- features and wallets of one in one, with empty names.
 create function tokenlib.usage_organizations(
     p_organizations uuid[], p_since timestamptz, p_until timestamptz, p_bucket text, p_zone text,
     p_features boolean
