@@ -60,6 +60,21 @@ def support_may_give(database: TestDatabase, tokens: int) -> None:
         )
 
 
+@pytest.mark.parametrize("amount", [0, -5, 9_999_999])
+def test_a_number_beyond_the_bounds_is_refused_and_never_replaced(
+    console: Open, token_database: TestDatabase, amount: int
+) -> None:
+    """The browser kept it, once, and the button granted the number before it."""
+    app = open_page(PAGE, id=str(HEALTHY.organization_id))
+    press(app, "Grant tokens")
+    field = app.number_input(key="grant_amount")
+    assert field.proto.has_min is field.proto.has_max is False
+    field.set_value(amount).run()
+    assert said(app) == "Tokens: from 1 to 1,000,000."
+    assert not [button for button in app.button if button.key == "action_confirm"]
+    assert books(token_database) == []
+
+
 def test_a_grant_is_previewed_and_its_entry_shown(
     console: Open, token_database: TestDatabase, tokens: Tokens
 ) -> None:

@@ -62,6 +62,8 @@ class Authentication:
                 )
             return Caller(user_id, "person")
         tokens = self._get_tokens()
+        if tokens.pepper is None:
+            raise _unauthorized("This server accepts no API key until TOKENLIB_KEY_PEPPER is set")
         key = tokens.key_of(shown)
         if key is None:
             raise _unauthorized("The API key is not valid here", rejected=True)
@@ -118,7 +120,8 @@ class BearerJwt:
     def require(self) -> None:
         """Raise 401 while JWTs cannot be checked, with what has to be set."""
         if not self._judges:
-            raise _unauthorized(f"This server accepts no JWT until {self._missing} is set")
+            verb = "are" if " and " in self._missing else "is"
+            raise _unauthorized(f"This server accepts no JWT until {self._missing} {verb} set")
 
     def read(self, encoded: str) -> UUID:
         """The id of the user whom the JWT speaks of."""

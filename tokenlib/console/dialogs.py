@@ -9,7 +9,7 @@ from uuid import UUID
 
 import streamlit as st
 
-from tokenlib.console import acting, actions, cards, session
+from tokenlib.console import acting, actions, cards, numbers, session
 from tokenlib.console import format as fmt
 from tokenlib.console.actions import Desk
 from tokenlib.domain import OrganizationStatus
@@ -57,7 +57,7 @@ def grant(desk: Desk) -> None:
         format_func=context.token_type,
         help="Purchased packs pay for every feature.",
     )
-    amount = int(st.number_input("Tokens", 1, 1_000_000, 10, key="grant_amount"))
+    amount = numbers.whole("Tokens", 1, 1_000_000, 10, "grant_amount")
     kind: Kind = "gift"
     if desk.admin:
         kind = st.segmented_control(
@@ -69,6 +69,8 @@ def grant(desk: Desk) -> None:
             format_func=lambda name: KINDS[cast(Kind, name)],
         )
     expires = _expiry(desk)
+    if amount is None:
+        return
     if actions.preview(
         lambda: tokens.preview_grant(
             desk.person.user_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from tokenlib.console import actions, office, session, tables
+from tokenlib.console import actions, numbers, office, session, tables
 from tokenlib.console import format as fmt
 from tokenlib.console.format import Context
 from tokenlib.console.office import Office
@@ -74,7 +74,9 @@ def cost(here: Office, feature: str) -> None:
         st.info("The catalog has this feature no more.")
         return
     st.markdown(f"**{known.title}** costs {fmt.count(known.cost, 'token')} now.")
-    new = int(st.number_input("Tokens a use", 1, 1_000_000, known.cost, key=f"cost_{feature}"))
+    new = numbers.whole("Tokens a use", 1, 1_000_000, known.cost, f"cost_{feature}")
+    if new is None:
+        return
     if new == known.cost:
         st.caption("Choose another cost to see what it would have meant in the last 30 days.")
         return
@@ -173,7 +175,9 @@ def allowance(here: Office, plan: str, token_type: str) -> None:
     unlimited = st.toggle("Unlimited", now is None, key=f"{key}_unlimited")
     new = None
     if not unlimited:
-        new = int(st.number_input("Tokens a period", 0, 1_000_000_000, now or 0, key=key))
+        new = numbers.whole("Tokens a period", 0, 1_000_000_000, now or 0, key)
+        if new is None:
+            return
     if not office.changes([(name, amount(now), amount(new))]):
         return
     concerned = here.person.reports.organizations(plan=plan, limit=1).total

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import streamlit as st
 
-from tokenlib.console import actions, office, refusals, session, tables
+from tokenlib.console import actions, numbers, office, refusals, session, tables
 from tokenlib.console import format as fmt
 from tokenlib.console.office import Office
 from tokenlib.db import as_uuid
@@ -93,9 +93,9 @@ def change(here: Office, subject: UUID | str) -> None:
     gifts = None
     if role == "support":
         now = row.grants_per_day if row else 0
-        gifts = int(
-            st.number_input("Gifts a day, in tokens", 0, 1_000_000_000, now, key=f"{key}_gifts")
-        )
+        gifts = numbers.whole("Gifts a day, in tokens", 0, 1_000_000_000, now, f"{key}_gifts")
+        if gifts is None:
+            return
     before = ROLES[row.role] if row else ROLES["nobody"]
     limit = row.grants_per_day if row and row.role == "support" else None
     if not office.changes(
