@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -41,6 +41,23 @@ class Line:
     waiting: deque[Asked] = field(default_factory=deque)
     working: int = 0
     since: float = 0.0
+    in_hand: Counter[UUID] = field(default_factory=Counter)  # whose charges are under way
+
+    def ready(self) -> list[Asked]:
+        """Who can be sent: whose wallets are in our own hand would find them locked."""
+        if self.organization is not None or not self.in_hand:
+            return list(self.waiting)
+        return [one for one in self.waiting if one.request["organization_id"] not in self.in_hand]
+
+    def take(self, crew: list[Asked]) -> None:
+        """Let these go from those who wait, and have theirs in hand."""
+        gone = set(map(id, crew))
+        self.waiting = deque(one for one in self.waiting if id(one) not in gone)
+        self.in_hand.update(one.request["organization_id"] for one in crew)
+
+    def give_back(self, crew: list[Asked]) -> None:
+        """These have come home."""
+        self.in_hand -= Counter(one.request["organization_id"] for one in crew)
 
 
 class Charges:
@@ -69,12 +86,13 @@ class Charges:
     def _begin(self, line: Line, loop: asyncio.AbstractEventLoop) -> None:
         """Send those who wait, unless somebody is at work who will do it next."""
         now = loop.time()
-        if not line.waiting:
+        crew = line.ready()[:_MOST]
+        if not crew:
             return
-        enough = line.working < AT_ONCE and len(line.waiting) >= _FEW
+        enough = line.working < AT_ONCE and len(crew) >= _FEW
         if line.working and not enough and not self._stuck(line, now):
             return
-        crew = [line.waiting.popleft() for _ in range(min(len(line.waiting), _MOST))]
+        line.take(crew)
         line.working, line.since = line.working + 1, now
         threads = self._main_threads if line is self._main else self._line_threads
         asked = loop.run_in_executor(threads, self._send, crew, line is not self._main)
@@ -104,6 +122,7 @@ class Charges:
         done: asyncio.Future[list[Row]],
     ) -> None:
         line.working -= 1
+        line.give_back(crew)
         self._begin(line, loop)
         if line.organization is not None and not line.working:
             del self._lines[line.organization]
