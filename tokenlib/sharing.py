@@ -17,6 +17,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -66,11 +67,11 @@ class Caller:
     def wake_next(self) -> None:
         """Pass on that something has come: all at once they would crowd before Python's lock."""
         others, self.others = self.others, deque()
-        while others:
-            other = others.popleft()
-            if not other.gone:
-                other.wake()
-                return
+        # Who looked up by themselves pass it on, too: the last one may be taken meanwhile.
+        with suppress(IndexError):
+            while (other := others.popleft()).gone:
+                pass
+            other.wake()
 
 
 class _Line:
